@@ -1,0 +1,50 @@
+"""Gradient descent tunes a prompt, an LLM decides where it starts again: inside Optuna.
+
+Importing this package loads optuna and numpy only; what needs torch is in
+:mod:`optuna_llm_catalyst.prompt_tuning`.
+"""
+
+from optuna_llm_catalyst.exceptions import CatalystError
+from optuna_llm_catalyst.exceptions import CheckpointError
+from optuna_llm_catalyst.exceptions import DataError
+from optuna_llm_catalyst.exceptions import InvalidReplyError
+from optuna_llm_catalyst.exceptions import ModelNotFoundError
+from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.exceptions import StudyMismatchError
+from optuna_llm_catalyst.prompt_space import PromptSpace
+from optuna_llm_catalyst.prompt_space import RestartPrompt
+from optuna_llm_catalyst.proposers import LLMProposer
+from optuna_llm_catalyst.proposers import MutationProposer
+from optuna_llm_catalyst.providers import OllamaProvider
+from optuna_llm_catalyst.providers import ReplayProvider
+from optuna_llm_catalyst.records import load_trajectory
+from optuna_llm_catalyst.records import record_trajectory
+from optuna_llm_catalyst.sampler import LLMCatalystSampler
+from optuna_llm_catalyst.trajectory import DriftWord
+from optuna_llm_catalyst.trajectory import Swap
+from optuna_llm_catalyst.trajectory import Trajectory
+from optuna_llm_catalyst.trajectory import TrajectoryPoint
+
+
+__all__ = [
+    "CatalystError",
+    "CheckpointError",
+    "DataError",
+    "DriftWord",
+    "InvalidReplyError",
+    "LLMCatalystSampler",
+    "LLMProposer",
+    "ModelNotFoundError",
+    "MutationProposer",
+    "OllamaProvider",
+    "PromptSpace",
+    "ProviderError",
+    "ReplayProvider",
+    "RestartPrompt",
+    "StudyMismatchError",
+    "Swap",
+    "Trajectory",
+    "TrajectoryPoint",
+    "load_trajectory",
+    "record_trajectory",
+]

@@ -1,0 +1,43 @@
+"""The errors of this package.
+
+::
+
+    CatalystError
+    ├── ProviderError         the LLM could not be reached, or answered with an error
+    ├── InvalidReplyError     the LLM answered, but not with a list of prompts
+    ├── DataError             a data folder cannot be used            (a ValueError)
+    ├── ModelNotFoundError    a pretrained model cannot be loaded     (a ValueError)
+    ├── StudyMismatchError    a study was made with another space     (a ValueError)
+    └── CheckpointError       a trained soft prompt cannot be loaded  (a ValueError)
+
+The first two never leave :class:`~optuna_llm_catalyst.LLMCatalystSampler`: it falls back and
+records the reason on the trial.
+"""
+
+
+class CatalystError(Exception):
+    """Base class of this package's errors."""
+
+
+class ProviderError(CatalystError):
+    """An LLM could not be reached, or answered with an error."""
+
+
+class InvalidReplyError(CatalystError):
+    """An LLM's reply holds no usable list of prompts."""
+
+
+class DataError(CatalystError, ValueError):
+    """A data folder cannot be used; the message names the file, the line and the fix."""
+
+
+class ModelNotFoundError(CatalystError, ValueError):
+    """A pretrained model is neither a folder, nor cached, nor reachable."""
+
+
+class StudyMismatchError(CatalystError, ValueError):
+    """A study was made with another tokenizer or another number of virtual tokens."""
+
+
+class CheckpointError(CatalystError, ValueError):
+    """A trained soft prompt cannot be loaded."""

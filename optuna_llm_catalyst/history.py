@@ -1,0 +1,218 @@
+"""A study as a proposer sees it: ranked, deduplicated prompts and what is being tried now.
+
+Every ask reads the whole study afresh, so the pass over all trials only compares numbers; the
+records, which are JSON, are parsed for the best trials alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+import heapq
+import math
+from operator import itemgetter
+from typing import Any
+from typing import Literal
+from typing import TYPE_CHECKING
+
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
+
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst.prompt_space import PromptSpace
+from optuna_llm_catalyst.prompt_space import RestartPrompt
+from optuna_llm_catalyst.trajectory import best_swaps
+from optuna_llm_catalyst.trajectory import DriftWord
+from optuna_llm_catalyst.trajectory import Swap
+
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """A prompt and what is known of it.
+
+    Attributes:
+        prompt: The prompt.
+        kind: ``stage`` if training started from it, ``candidate`` if it was only screened,
+            ``projection`` if it is what a trained prompt projects to.
+        trial_number: The trial that knows it.
+        value: The study's value: after the stage, or without training for the other kinds.
+        before: The study's value before training; None if not reported.
+        accuracy_before: Accuracy before training, None if not recorded.
+        accuracy: Accuracy after the stage, None if not recorded.
+        pruned: Whether the stage was stopped early.
+        swaps: Single-word swaps that were measured to help, best first.
+        drift: Words towards which the virtual tokens moved, strongest first.
+    """
+
+    prompt: RestartPrompt
+    kind: Literal["stage", "candidate", "projection"]
+    trial_number: int
+    value: float
+    before: float | None = None
+    accuracy_before: float | None = None
+    accuracy: float | None = None
+    pruned: bool = False
+    swaps: tuple[Swap, ...] = ()
+    drift: tuple[DriftWord, ...] = ()
+
+
+@dataclass(frozen=True)
+class History:
+    """What a proposer may know of a study.
+
+    Attributes:
+        points: The best prompts, best first: stages, then prompts that were never trained.
+        in_flight: Prompts that running and waiting trials try now.
+        tried: Token ids of every prompt that is finished, running or waiting.
+        n_finished: Finished stages, complete or pruned.
+        n_llm_calls: Trials for which an LLM was asked before.
+        minimize: Whether a lower value is better.
+    """
+
+    points: tuple[HistoryPoint, ...] = ()
+    in_flight: tuple[RestartPrompt, ...] = ()
+    tried: frozenset[TokenIds] = field(default=frozenset(), repr=False)
+    n_finished: int = 0
+    n_llm_calls: int = 0
+    minimize: bool = True
+
+
+def from_study(
+    study: optuna.Study, space: PromptSpace, *, top_k: int, exclude: int | None = None
+) -> History:
+    """Reads a study.
+
+    Args:
+        study: The study; of any storage, single-objective.
+        space: The prompts' space; trials without its parameters are passed over.
+        top_k: How many points to return at most.
+        exclude: Number of the trial that asks, which is not part of its own history.
+    """
+    minimize = study.direction == StudyDirection.MINIMIZE
+    sign = 1.0 if minimize else -1.0
+    token_ids_of = _token_ids_getter(space)
+    stages: list[tuple[float, int, TokenIds, FrozenTrial]] = []
+    tried: set[TokenIds] = set()
+    flying: list[FrozenTrial] = []
+    n_finished = n_llm_calls = 0
+    for trial in records.all_trials(study):
+        if trial.number == exclude:
+            continue
+        n_llm_calls += "llm_seconds" in trial.user_attrs
+        if not trial.state.is_finished():
+            flying.append(trial)
+        elif trial.state != TrialState.FAIL:
+            token_ids = token_ids_of(trial.params)
+            if token_ids is None:
+                continue
+            n_finished += 1
+            tried.add(token_ids)
+            value = trial.value
+            if value is not None and not math.isnan(value):
+                stages.append((sign * value, trial.number, token_ids, trial))
+    in_flight = _in_flight(flying, space)
+    return History(
+        points=_top_points(stages, space, sign=sign, top_k=top_k),
+        in_flight=in_flight,
+        tried=frozenset(tried | {prompt.token_ids for prompt in in_flight}),
+        n_finished=n_finished,
+        n_llm_calls=n_llm_calls,
+        minimize=minimize,
+    )
+
+
+def _token_ids_getter(space: PromptSpace) -> Any:
+    """A function from a trial's params to its token ids, or None: one C call for all names."""
+    names = space.param_names
+    getter = itemgetter(*names) if len(names) > 1 else lambda params: (params[names[0]],)
+
+    def token_ids_of(params: dict[str, Any]) -> TokenIds | None:
+        try:
+            return getter(params)
+        except KeyError:
+            return None
+
+    return token_ids_of
+
+
+def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[RestartPrompt, ...]:
+    token_ids_of = _token_ids_getter(space)
+    found: dict[TokenIds, None] = {}
+    for trial in trials:
+        proposal = records.load(trial, "proposal") or {}
+        fixed = trial.system_attrs.get("fixed_params", {})
+        token_ids = (
+            token_ids_of(trial.params) or token_ids_of(fixed) or proposal.get("token_ids") or ()
+        )
+        if len(token_ids) == space.num_virtual_tokens:
+            found[tuple(token_ids)] = None
+    return tuple(space.from_token_ids(token_ids) for token_ids in found)
+
+
+def _top_points(
+    stages: Sequence[tuple[float, int, TokenIds, FrozenTrial]],
+    space: PromptSpace,
+    *,
+    sign: float,
+    top_k: int,
+) -> tuple[HistoryPoint, ...]:
+    points: dict[TokenIds, HistoryPoint] = {}
+    # The same prompt may have been trained twice: look past the first `top_k` only if needed.
+    ranked = heapq.nsmallest(2 * top_k, stages, key=itemgetter(0, 1))
+    for _, _, token_ids, trial in ranked:
+        if len(points) < top_k and token_ids not in points:
+            points[token_ids] = _stage_point(trial, space.from_token_ids(token_ids))
+    # A value after training and a value without are different things: prompts that were never
+    # trained fill up a short history and are ranked among themselves.
+    if len(points) < top_k:
+        trials = [trial for *_, trial in ranked]
+        untrained = _untrained_points(trials, space, lower_is_better=sign > 0)
+        for point in sorted(untrained, key=lambda point: sign * point.value):
+            if len(points) < top_k:
+                points.setdefault(point.prompt.token_ids, point)
+    return tuple(points.values())
+
+
+def _stage_point(trial: FrozenTrial, prompt: RestartPrompt) -> HistoryPoint:
+    trajectory = records.load_trajectory(trial)
+    points = trajectory.points if trajectory else ()
+    best = trajectory.best if trajectory else None
+    reported = trial.intermediate_values
+    assert trial.value is not None
+    return HistoryPoint(
+        prompt=prompt,
+        kind="stage",
+        trial_number=trial.number,
+        value=trial.value,
+        before=reported[min(reported)] if reported else None,
+        accuracy_before=points[0].accuracy if points else None,
+        accuracy=best.accuracy if best else None,
+        pruned=trial.state == TrialState.PRUNED,
+        swaps=best_swaps(points),
+        drift=best.drift if best else (),
+    )
+
+
+def _untrained_points(
+    trials: Iterable[FrozenTrial], space: PromptSpace, *, lower_is_better: bool
+) -> Iterable[HistoryPoint]:
+    for trial in trials:
+        for candidate in (records.load(trial, "proposal") or {}).get("candidates", ()):
+            if candidate.get("score") is not None:
+                prompt = space.from_token_ids(candidate["token_ids"])
+                yield HistoryPoint(prompt, "candidate", trial.number, candidate["score"])
+        trajectory = records.load_trajectory(trial)
+        # The loss of projected words is comparable with the study's value if that is a loss.
+        for point in trajectory.points if trajectory and lower_is_better else ():
+            if point.hard_loss is not None and len(point.token_ids) == space.num_virtual_tokens:
+                prompt = space.from_token_ids(point.token_ids)
+                yield HistoryPoint(prompt, "projection", trial.number, point.hard_loss)

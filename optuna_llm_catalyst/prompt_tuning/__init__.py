@@ -1,0 +1,36 @@
+"""Everything that needs torch: stages of prompt tuning on frozen models, as an objective."""
+
+from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.data import Example
+from optuna_llm_catalyst.prompt_tuning.data import few_shot
+from optuna_llm_catalyst.prompt_tuning.data import load_task
+from optuna_llm_catalyst.prompt_tuning.data import Task
+from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
+from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
+from optuna_llm_catalyst.prompt_tuning.projection import nearest
+from optuna_llm_catalyst.prompt_tuning.projection import word_table
+from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
+from optuna_llm_catalyst.prompt_tuning.workers import fail_dead_trials
+
+
+__all__ = [
+    "DualEncoderClassifier",
+    "Example",
+    "GradientStage",
+    "PromptTuningObjective",
+    "SequenceClassifier",
+    "SoftPrompt",
+    "Task",
+    "TrainedPrompt",
+    "fail_dead_trials",
+    "few_shot",
+    "load_pretrained",
+    "load_soft_prompt",
+    "load_task",
+    "nearest",
+    "word_table",
+]

@@ -1,0 +1,105 @@
+"""Texts to token tensors, and soft prompts into the middle of them.
+
+The only place that knows how a tokenizer frames a text with special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch import Tensor
+
+from optuna_llm_catalyst.prompt_tuning.data import Example
+from optuna_llm_catalyst.prompt_tuning.models.base import EncodedSplit
+
+
+def encode_texts(
+    tokenizer: Any,
+    examples: Sequence[Example],
+    encoder: nn.Module,
+    *,
+    max_length: int | None,
+    n_reserved: int = 0,
+) -> EncodedSplit:
+    """Tokenises examples with their special tokens, padded on the right to the longest.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        examples: The examples.
+        encoder: The encoder, which knows how many positions it has and where it lives.
+        max_length: Tokens at which a text is cut; None for all that the encoder can take.
+        n_reserved: Positions to leave for a prompt.
+    """
+    if not examples:
+        raise ValueError("`examples` must not be empty.")
+    pairs = [example.text_pair for example in examples]
+    limit = _max_positions(tokenizer, encoder) - n_reserved
+    encoded = tokenizer(
+        [example.text for example in examples],
+        [pair or "" for pair in pairs] if any(pairs) else None,
+        truncation=True,
+        max_length=limit if max_length is None else min(limit, max_length),
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    device = next(encoder.parameters()).device
+    return EncodedSplit(
+        labels=torch.tensor([example.label for example in examples], device=device),
+        inputs={name: tensor.to(device) for name, tensor in encoded.items()},
+        lengths=tuple(encoded["attention_mask"].sum(1).tolist()),
+    )
+
+
+def class_tokens(tokenizer: Any, labels: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """Class names with their special tokens, padded on the right: ``(C, T)`` each."""
+    names = [label.replace("_", " ") for label in labels]
+    encoded = tokenizer(names, padding=True, padding_side="right", return_tensors="pt")
+    return {name: tensor.to(device) for name, tensor in encoded.items()}
+
+
+def splice_prompts(
+    prompts: Tensor, tokens: Mapping[str, Tensor], word_embeddings: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Puts every prompt behind the first special token of every text.
+
+    Positions are left to the encoder, which counts them over the whole sequence.
+
+    Args:
+        prompts: Prompts of shape ``(P, L, d)``.
+        tokens: ``input_ids``, ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
+        word_embeddings: The input embeddings, ``(V, d)``.
+
+    Returns:
+        Embeddings of shape ``(P*N, L+T, d)``, prompt by prompt, in the encoder's precision, and
+        the other inputs that belong to them.
+    """
+    n_prompts, length, _ = prompts.shape
+    n_texts = tokens["input_ids"].shape[0]
+    texts = word_embeddings[tokens["input_ids"]]  # (N, T, d)
+    texts = texts.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
+    spread = prompts.to(texts.dtype).unsqueeze(1).expand(-1, n_texts, -1, -1)  # (P, N, L, d)
+    embeddings = torch.cat([texts[:, :, :1], spread, texts[:, :, 1:]], dim=2)
+    inputs = {}
+    for name in ("attention_mask", "token_type_ids"):
+        if name in tokens:
+            rows = tokens[name]  # (N, T)
+            # The prompt is always attended to and belongs to the segment it stands in.
+            filler = rows[:, :1].expand(-1, length)
+            inputs[name] = torch.cat([rows[:, :1], filler, rows[:, 1:]], dim=1).repeat(
+                n_prompts, 1
+            )  # (P*N, L+T)
+    return embeddings.flatten(0, 1), inputs
+
+
+def _max_positions(tokenizer: Any, encoder: nn.Module) -> int:
+    config: Any = encoder.config
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    # RoBERTa counts positions from `padding_idx + 1`: its table holds two rows more than usable.
+    if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
+        positions -= 2
+    return int(min(positions, getattr(tokenizer, "model_max_length", positions)))

@@ -1,0 +1,18 @@
+"""Restart prompt to trained prompt: one method a file, behind one Protocol."""
+
+from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages.base import Observer
+from optuna_llm_catalyst.prompt_tuning.stages.base import Stage
+from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
+from optuna_llm_catalyst.prompt_tuning.stages.gradient import bucketed_batches
+from optuna_llm_catalyst.prompt_tuning.stages.gradient import GradientStage
+
+
+__all__ = [
+    "Evaluation",
+    "GradientStage",
+    "Observer",
+    "Stage",
+    "StageResult",
+    "bucketed_batches",
+]

@@ -1,0 +1,79 @@
+"""An LLM's reply to candidate prompts. Pure: the reply is data, never evaluated.
+
+Validated by hand rather than with pydantic, so that the core needs optuna and numpy only; the
+schema is one key with a list of strings.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from optuna_llm_catalyst.exceptions import InvalidReplyError
+
+
+MAX_REPLY = 200_000
+MAX_PROMPT = 1_000
+_MAX_OBJECTS = 50
+_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+
+
+def schema(n_candidates: int) -> dict[str, Any]:
+    """The JSON schema of a reply: flat, as local servers honour little more."""
+    return {
+        "type": "object",
+        "properties": {
+            "prompts": {
+                "type": "array",
+                "items": {"type": "string"},
+                "minItems": n_candidates,
+                "maxItems": n_candidates,
+            }
+        },
+        "required": ["prompts"],
+    }
+
+
+def parse(reply: str) -> list[str]:
+    """Returns the prompts of a reply, cleaned, in order and without repetitions.
+
+    Reads ``{"prompts": [...]}`` as the whole reply, in a code fence, or after thinking or chat.
+
+    Raises:
+        InvalidReplyError: If there is no such object, or no prompt in it.
+    """
+    if len(reply) > MAX_REPLY:
+        raise InvalidReplyError(f"the reply has {len(reply)} characters, over {MAX_REPLY}")
+    text = _THINKING.sub(" ", reply).strip()
+    if not text:
+        raise InvalidReplyError("the reply is empty")
+    prompts = _find_prompts(text)
+    if not isinstance(prompts, list) or not all(isinstance(item, str) for item in prompts):
+        raise InvalidReplyError(
+            f'the reply has no object {{"prompts": [strings]}}: {reply[:120]!r}'
+        )
+    cleaned = dict.fromkeys(filter(None, map(_clean, prompts)))
+    if not cleaned:
+        raise InvalidReplyError("the reply's list of prompts is empty")
+    return list(cleaned)
+
+
+def _find_prompts(text: str) -> Any:
+    """The value of ``prompts`` in the first JSON object of the text that has one."""
+    decoder = json.JSONDecoder()
+    starts = (match.start() for match in re.finditer(r"\{", text))
+    for start, _ in zip(starts, range(_MAX_OBJECTS), strict=False):
+        try:
+            value, _ = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and "prompts" in value:
+            return value["prompts"]
+    return None
+
+
+def _clean(prompt: str) -> str:
+    """One line without control characters, at most ``MAX_PROMPT`` characters."""
+    printable = "".join(c if c.isprintable() else " " for c in prompt[:MAX_PROMPT])
+    return " ".join(printable.split())

@@ -1,0 +1,132 @@
+"""What is kept on a trial beyond its parameters, and how: chunked JSON in system attributes.
+
+The only module that touches Optuna's private storage calls. A record ``name`` is stored as
+``llm_catalyst:name:0``, ``:1``, … of at most 2045 characters each (the limit that Optuna's own
+samplers keep for every storage) and, written last, ``llm_catalyst:name``, the number of chunks:
+a process killed between two writes leaves no half record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+from typing import Any
+from typing import TYPE_CHECKING
+
+import optuna
+from optuna.trial import Trial
+from optuna.trial import TrialState
+
+from optuna_llm_catalyst.trajectory import Trajectory
+
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import BaseTrial
+    from optuna.trial import FrozenTrial
+
+PREFIX = "llm_catalyst:"
+MAX_CHUNK = 2045
+MAX_TEXT = 16_000
+
+
+def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
+    """Leaves a stage's trajectory on its trial, for the sampler and for everyone who looks.
+
+    Args:
+        trial: The running trial, a :class:`optuna.trial.FixedTrial` or a frozen one.
+        trajectory: The stage's trajectory; thinned to a dozen points.
+    """
+    _save(trial, "trajectory", trajectory.thinned().to_json())
+
+
+def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
+    """The trajectory recorded on a trial; None if there is none."""
+    payload = load(trial, "trajectory")
+    return None if payload is None else Trajectory.from_json(payload)
+
+
+def save_worker(trial: BaseTrial, worker: Mapping[str, Any]) -> None:
+    """Records which process runs a trial."""
+    _save(trial, "worker", worker)
+
+
+def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, Any]) -> None:
+    """Publishes how the restart prompt of a running trial came about.
+
+    Other workers see it before the parameters themselves are set.
+    """
+    for key, value in _chunks("proposal", proposal):
+        study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
+    """Sets a user attribute of a running trial of which only the frozen view is at hand."""
+    study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def load(trial: BaseTrial | FrozenTrial, name: str) -> dict[str, Any] | None:
+    """A record of a trial; None if it is missing or was not written to its end."""
+    attrs = _system_attrs(trial)
+    n_chunks = attrs.get(PREFIX + name)
+    if not isinstance(n_chunks, int):
+        return None
+    payload = json.loads("".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks)))
+    return payload if isinstance(payload, dict) else None
+
+
+def all_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials of a study as they are now in the storage. Read only: they are not copies."""
+    return study._get_trials(deepcopy=False, use_cache=False)
+
+
+def start_trial(
+    study: optuna.Study,
+    params: Mapping[str, Any],
+    distributions: Mapping[str, BaseDistribution],
+    user_attrs: Mapping[str, Any],
+) -> Trial:
+    """Starts a running trial of given parameters.
+
+    Unlike ``enqueue_trial`` and ``ask``, no other worker and no other trial of the queue can
+    come in between.
+    """
+    template = optuna.create_trial(
+        state=TrialState.RUNNING,
+        params=dict(params),
+        distributions=dict(distributions),
+        user_attrs=dict(user_attrs),
+    )
+    return Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
+
+
+def clip(text: str, limit: int = MAX_TEXT) -> str:
+    """The text, cut where a storage could refuse it; the cut is said."""
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}… [{len(text) - limit} characters cut]"
+
+
+def _save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:
+    if isinstance(trial, Trial):
+        for key, value in _chunks(name, payload):
+            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
+    else:
+        # FixedTrial and FrozenTrial live in no storage.
+        _system_attrs(trial).update(_chunks(name, payload))
+
+
+def _chunks(name: str, payload: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
+    chunks = [text[i : i + MAX_CHUNK] for i in range(0, len(text), MAX_CHUNK)]
+    entries: list[tuple[str, Any]] = [
+        (f"{PREFIX}{name}:{i}", chunk) for i, chunk in enumerate(chunks)
+    ]
+    return [*entries, (PREFIX + name, len(chunks))]
+
+
+def _system_attrs(trial: BaseTrial | FrozenTrial) -> dict[str, Any]:
+    if isinstance(trial, Trial):
+        return trial.storage.get_trial(trial._trial_id).system_attrs
+    attrs: dict[str, Any] = trial.system_attrs  # type: ignore[attr-defined]
+    return attrs
