@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 TokenIds = tuple[int, ...]
 
+_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
+
 
 @dataclass(frozen=True)
 class HistoryPoint:
@@ -105,12 +108,8 @@ def from_study(
     flying: list[FrozenTrial] = []
     n_finished = n_llm_calls = 0
     for trial in records.all_trials(study):
-        if trial.number == exclude:
-            continue
         n_llm_calls += "llm_seconds" in trial.user_attrs
-        if not trial.state.is_finished():
-            flying.append(trial)
-        elif trial.state != TrialState.FAIL:
+        if trial.state in _FINISHED:
             token_ids = token_ids_of(trial.params)
             if token_ids is None:
                 continue
@@ -119,6 +118,8 @@ def from_study(
             value = trial.value
             if value is not None and not math.isnan(value):
                 stages.append((sign * value, trial.number, token_ids, trial))
+        elif trial.state in _UNFINISHED and trial.number != exclude:
+            flying.append(trial)
     in_flight = _in_flight(flying, space)
     return History(
         points=_top_points(stages, space, sign=sign, top_k=top_k),

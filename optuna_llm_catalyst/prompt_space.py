@@ -140,6 +140,17 @@ class PromptSpace:
             if ids and ids[-1] == token_id
         }
 
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """The whole words, ordered by token id: what random prompts are drawn from.
+
+        Raises:
+            ValueError: If the vocabulary has none.
+        """
+        if not self.whole_words:
+            raise ValueError("The tokenizer's vocabulary has no whole words to draw from.")
+        return tuple(self.whole_words.values())
+
     def suggest(self, trial: BaseTrial) -> RestartPrompt:
         """Suggests the restart prompt of a trial and sets its user attribute ``prompt``."""
         token_ids = [trial.suggest_int(name, 0, self.vocab_size - 1) for name in self.param_names]
@@ -201,13 +212,13 @@ class PromptSpace:
         n_truncated = max(0, len(token_ids) - self.num_virtual_tokens)
         n_padding = max(0, self.num_virtual_tokens - len(token_ids))
         fitted = self._fit(token_ids)
-        # A cut inside a word can leave pieces that re-encode differently: settle on a text that
-        # stands for its own ids. Tokenizers without such a text keep the ids as they are.
-        for _ in range(4):
-            again = self._encode(self._decode(fitted))
-            if not again or again == fitted:
+        # A cut inside a word can leave pieces that re-encode differently, and some tokenizers lose
+        # a blank each time: settle on a text that stands for its own ids.
+        for _ in range(2 * self.num_virtual_tokens + 4):
+            again = self._fit(self._encode(self._decode(fitted)))
+            if again == fitted:
                 break
-            fitted = self._fit(again)
+            fitted = again
         return RestartPrompt(self._decode(fitted), tuple(fitted), n_truncated, n_padding)
 
     def from_token_ids(self, token_ids: Sequence[int]) -> RestartPrompt:

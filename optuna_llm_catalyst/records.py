@@ -37,7 +37,7 @@ def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
         trial: The running trial, a :class:`optuna.trial.FixedTrial` or a frozen one.
         trajectory: The stage's trajectory; thinned to a dozen points.
     """
-    _save(trial, "trajectory", trajectory.thinned().to_json())
+    save(trial, "trajectory", trajectory.thinned().to_json())
 
 
 def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
@@ -46,9 +46,13 @@ def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
     return None if payload is None else Trajectory.from_json(payload)
 
 
-def save_worker(trial: BaseTrial, worker: Mapping[str, Any]) -> None:
-    """Records which process runs a trial."""
-    _save(trial, "worker", worker)
+def save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:
+    """Saves a record on a running trial, or on one that lives in no storage."""
+    if isinstance(trial, Trial):
+        for key, value in _chunks(name, payload):
+            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
+    else:
+        _system_attrs(trial).update(_chunks(name, payload))
 
 
 def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, Any]) -> None:
@@ -105,15 +109,6 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
     if len(text) <= limit:
         return text
     return f"{text[:limit]}… [{len(text) - limit} characters cut]"
-
-
-def _save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:
-    if isinstance(trial, Trial):
-        for key, value in _chunks(name, payload):
-            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
-    else:
-        # FixedTrial and FrozenTrial live in no storage.
-        _system_attrs(trial).update(_chunks(name, payload))
 
 
 def _chunks(name: str, payload: Mapping[str, Any]) -> list[tuple[str, Any]]:

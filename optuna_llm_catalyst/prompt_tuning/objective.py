@@ -168,7 +168,7 @@ class PromptTuningObjective:
         """
         best = study.best_trial
         trained = checkpoints.load_soft_prompt(
-            study, trial_number=best.number, artifact_store=self._artifact_store
+            study, trial_number=best.number, artifact_store=self.artifact_store
         )
         start, head = self._placed(trained)
         trial = records.start_trial(
@@ -258,7 +258,7 @@ class PromptTuningObjective:
             model_name=self._model.name,
             labels=tuple(self.task.labels),
         )
-        checkpoints.save(trial, trained, self._artifact_store)
+        checkpoints.save(trial, trained, self.artifact_store)
 
     def _stage_of(self, trial: BaseTrial) -> Stage:
         return self._stage(trial) if callable(self._stage) else self._stage
@@ -290,7 +290,8 @@ class PromptTuningObjective:
         return self._model.encode(self.task.test)
 
     @cached_property
-    def _artifact_store(self) -> ArtifactStore:
+    def artifact_store(self) -> ArtifactStore:
+        """Where trained prompts go."""
         return checkpoints.default_store() if self._store is None else self._store
 
 

@@ -27,7 +27,7 @@ _SAME_START_S = 1.0
 
 def claim(trial: BaseTrial) -> None:
     """Records that this process runs the trial."""
-    records.save_worker(trial, _this_process())
+    records.save(trial, "worker", _this_process())
 
 
 def fail_dead_trials(study: optuna.Study) -> list[int]:

@@ -82,15 +82,7 @@ def random_prompt(space: PromptSpace, rng: np.random.Generator) -> RestartPrompt
 
 
 def _random_word(space: PromptSpace, rng: np.random.Generator) -> str:
-    words = _word_list(space)
-    return words[int(rng.integers(len(words)))]
-
-
-def _word_list(space: PromptSpace) -> Sequence[str]:
-    words = tuple(space.whole_words.values())
-    if not words:
-        raise ValueError("The tokenizer's vocabulary has no whole words to draw from.")
-    return words
+    return space.words[int(rng.integers(len(space.words)))]
 
 
 def _draw_by_rank(points: Sequence[HistoryPoint], rng: np.random.Generator) -> HistoryPoint:

@@ -177,6 +177,8 @@ class OllamaProvider:
             raise ProviderError(
                 f"Ollama at {self.host} did not answer within {self._timeout:g} seconds"
             ) from error
+        except ConnectionError as error:
+            raise ProviderError(f"no Ollama server answers at {self.host}") from error
         except (
             OSError,
             httpx.HTTPError,

@@ -82,12 +82,14 @@ class DualEncoderClassifier:
             self._tokenizer, examples, self.encoder, max_length=self._max_length
         )
         order = sorted(range(len(encoded)), key=lambda i: encoded.lengths[i])
-        features = torch.empty(len(encoded), self.word_embeddings.shape[1])
-        for start in range(0, len(order), _ENCODING_BATCH):
-            indices = order[start : start + _ENCODING_BATCH]
-            features[indices] = self._text_features(encoded.select(indices)).cpu()
-        device = self.word_embeddings.device
-        return EncodedSplit(encoded.labels, {"features": features.to(device)}, (1,) * len(encoded))
+        parts = [
+            self._text_features(encoded.select(order[start : start + _ENCODING_BATCH]))
+            for start in range(0, len(order), _ENCODING_BATCH)
+        ]
+        by_length = torch.cat(parts)  # (B, d)
+        features = torch.empty_like(by_length)
+        features[order] = by_length
+        return EncodedSplit(encoded.labels, {"features": features}, (1,) * len(encoded))
 
     def fresh_head(self, prompts: Tensor, train: EncodedSplit) -> Head:
         del prompts, train

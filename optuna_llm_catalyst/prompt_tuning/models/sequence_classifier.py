@@ -94,7 +94,7 @@ class SequenceClassifier:
         return _linear(features, head)  # (P, B, C)
 
     def _features(self, prompts: Tensor, batch: EncodedSplit) -> Tensor:
-        n_prompts, length, width = prompts.shape
+        n_prompts, length, _ = prompts.shape
         if length > self._max_virtual_tokens:
             raise ValueError(
                 f"The prompt has {length} virtual tokens, the model keeps room for "
@@ -105,6 +105,7 @@ class SequenceClassifier:
         pooled = mean_pool(output.last_hidden_state, inputs["attention_mask"])
         # Unit scale for every entry, whatever scale the encoder has: the probe's penalty and the
         # head's learning rate then mean the same for all encoders.
+        width = pooled.shape[-1]  # Not that of `prompts` where embeddings are narrow (ALBERT).
         scaled: Tensor = F.normalize(pooled, dim=-1) * width**0.5  # (P*B, d)
         return scaled.view(n_prompts, len(batch), width)  # (P, B, d)
 

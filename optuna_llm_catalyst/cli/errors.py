@@ -1,0 +1,21 @@
+"""What a user got wrong, said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from optuna_llm_catalyst.exceptions import CatalystError
+
+
+class UserError(CatalystError):
+    """A mistake in the command or its input; the message says how to mend it."""
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """Within it only the user's values can be wrong: a ``ValueError`` is a mistake of theirs."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error

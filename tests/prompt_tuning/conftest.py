@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import constants
+import optuna
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import BaseStorage
+from optuna.storages import InMemoryStorage
+from optuna.storages import RDBStorage
+import pytest
+import torch
+
+from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+
+
+STORAGES = ("in_memory", "sqlite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models only wait for their threads, and more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path) -> Iterator[Callable[[], RDBStorage]]:
+    """A function that opens the test's one SQLite file again, as another process would."""
+    opened: list[RDBStorage] = []
+
+    def open_storage() -> RDBStorage:
+        opened.append(RDBStorage(f"sqlite:///{tmp_path / 'study.db'}"))
+        return opened[-1]
+
+    yield open_storage
+    for storage in opened:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest) -> BaseStorage:
+    if request.param == "in_memory":
+        return InMemoryStorage()
+    open_storage: Callable[[], RDBStorage] = request.getfixturevalue("sqlite")
+    return open_storage()
+
+
+@pytest.fixture
+def study(storage: BaseStorage) -> optuna.Study:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    return optuna.create_study(storage=storage, sampler=sampler)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileSystemArtifactStore:
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    return FileSystemArtifactStore(base_path=str(folder))
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub, and an empty cache of it, whatever the machine has."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
+    """The real all-MiniLM-L6-v2, as the installed package carries it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
+        return load_pretrained()
