@@ -49,10 +49,10 @@ def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
 def save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:
     """Saves a record on a running trial, or on one that lives in no storage."""
     if isinstance(trial, Trial):
-        for key, value in _chunks(name, payload):
+        for key, value in _entries(name, payload, _system_attrs(trial)):
             trial.storage.set_trial_system_attr(trial._trial_id, key, value)
     else:
-        _system_attrs(trial).update(_chunks(name, payload))
+        _system_attrs(trial).update(_entries(name, payload, {}))
 
 
 def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str
 
     Other workers see it before the parameters themselves are set.
     """
-    for key, value in _chunks("proposal", proposal):
+    for key, value in _entries("proposal", proposal, trial.system_attrs):
         study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
@@ -75,7 +75,10 @@ def load(trial: BaseTrial | FrozenTrial, name: str) -> dict[str, Any] | None:
     n_chunks = attrs.get(PREFIX + name)
     if not isinstance(n_chunks, int):
         return None
-    payload = json.loads("".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks)))
+    try:
+        payload = json.loads("".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks)))
+    except (KeyError, ValueError):
+        return None
     return payload if isinstance(payload, dict) else None
 
 
@@ -111,12 +114,18 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
     return f"{text[:limit]}… [{len(text) - limit} characters cut]"
 
 
-def _chunks(name: str, payload: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _entries(
+    name: str, payload: Mapping[str, Any], present: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
+    """The attributes of a record, in the order in which they must be written."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     chunks = [text[i : i + MAX_CHUNK] for i in range(0, len(text), MAX_CHUNK)]
     entries: list[tuple[str, Any]] = [
         (f"{PREFIX}{name}:{i}", chunk) for i, chunk in enumerate(chunks)
     ]
+    if PREFIX + name in present:
+        # A record that is overwritten is none until it is whole again.
+        entries.insert(0, (PREFIX + name, None))
     return [*entries, (PREFIX + name, len(chunks))]
 
 

@@ -43,7 +43,8 @@ Trial = Annotated[Optional[int], typer.Option(help="Number of one stage.")]  # n
 
 def run() -> int:
     """Runs the command line and returns the exit code."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # What matters of Optuna's warnings the commands say themselves, without tracebacks.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         app()
     except UserError as error:

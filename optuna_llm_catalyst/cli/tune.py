@@ -39,6 +39,8 @@ from optuna_llm_catalyst.exceptions import CheckpointError
 if TYPE_CHECKING:
     from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
     from optuna_llm_catalyst.prompt_tuning import Task
+    from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+    from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
     from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 DEMO = "demo"
@@ -128,11 +130,9 @@ def _build(
     options: TuneOptions, task: Task, llm: Any, progress: _Progress
 ) -> tuple[PromptTuningObjective, LLMCatalystSampler]:
     """The objective and the sampler of the options."""
-    from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
     from optuna_llm_catalyst.prompt_tuning import GradientStage
     from optuna_llm_catalyst.prompt_tuning import load_pretrained
     from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
-    from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
     from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 
     with user_input():
@@ -141,12 +141,9 @@ def _build(
     progress.console.print(
         f"Model {pretrained.name} from {pretrained.source}.", markup=False, soft_wrap=True
     )
-    classifier: type[DualEncoderClassifier | SequenceClassifier] = DualEncoderClassifier
-    if options.model_type == ModelType.SEQUENCE_CLASSIFIER:
-        classifier = SequenceClassifier
-    model = classifier(pretrained.encoder, pretrained.tokenizer, task.labels, name=pretrained.name)
     with user_input():
         space = PromptSpace(pretrained.tokenizer, options.num_virtual_tokens)
+        model = _classifier(options, pretrained, task)
         objective = PromptTuningObjective(
             model,
             task,
@@ -167,6 +164,22 @@ def _build(
             seed=options.seed,
         )
     return objective, sampler
+
+
+def _classifier(options: TuneOptions, pretrained: Pretrained, task: Task) -> TaskModel:
+    from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
+    from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
+
+    encoder, tokenizer, name = pretrained.encoder, pretrained.tokenizer, pretrained.name
+    if options.model_type == ModelType.DUAL_ENCODER:
+        return DualEncoderClassifier(encoder, tokenizer, task.labels, name=name)
+    return SequenceClassifier(
+        encoder,
+        tokenizer,
+        task.labels,
+        name=name,
+        max_virtual_tokens=options.num_virtual_tokens,
+    )
 
 
 def _resume(
@@ -330,6 +343,13 @@ class _Progress:
     def finished(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         del study
         self._n_done += 1
+        failure = (records.load(trial, "proposal") or {}).get("failure")
+        if failure:
+            self.console.print(
+                f"stage {trial.number} started from a mutation, as the LLM failed: {failure}",
+                markup=False,
+                soft_wrap=True,
+            )
         if not self.console.is_terminal and trial.value is not None:
             self.console.print(
                 f"stage {trial.number}: loss {trial.value:.3f}, "

@@ -100,8 +100,11 @@ def few_shot(task: Task, shots: int, seed: int) -> Task:
     """
     if shots < 1:
         raise DataError(f"shots must be at least 1, got {shots}.")
+    distinct: dict[tuple[str, str | None], Example] = {}
+    for example in task.train:  # A text of two labels keeps its first: splits share no text.
+        distinct.setdefault((example.text, example.text_pair), example)
     by_label: dict[int, list[Example]] = defaultdict(list)
-    for example in dict.fromkeys(task.train):
+    for example in distinct.values():
         by_label[example.label].append(example)
     rng = np.random.default_rng(seed)
     train: list[Example] = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import assume
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 import pytest
 
@@ -191,13 +192,16 @@ def test_text_pairs_and_foreign_keys_are_read_and_passed_over(tmp_path: Path) ->
 LABELS = ("even", "odd", "rest")
 
 
-@st.composite
-def tasks(draw: st.DrawFn) -> Task:
-    """Tasks full of duplicates, some with contradicting labels."""
-    texts = st.integers(0, 25).map(str)
-    pairs = st.sampled_from([None, None, None, "pair"])
-    examples = st.builds(Example, texts, st.integers(0, len(LABELS) - 1), pairs)
-    return Task("numbers", LABELS, tuple(draw(st.lists(examples, min_size=10, max_size=80))))
+def numbered_example(number: int) -> Example:
+    text, rest = divmod(number, 2 * len(LABELS))
+    label, has_pair = divmod(rest, 2)
+    return Example(str(text), label, "pair" if has_pair else None)
+
+
+#: Tasks full of duplicates, some with contradicting labels.
+TASKS = st.lists(st.integers(0, 99).map(numbered_example), min_size=12, max_size=60).map(
+    lambda examples: Task("numbers", LABELS, tuple(examples))
+)
 
 
 def draw_or_give_up(task: Task, shots: int, seed: int) -> Task:
@@ -208,7 +212,8 @@ def draw_or_give_up(task: Task, shots: int, seed: int) -> Task:
         raise AssertionError from None
 
 
-@given(tasks(), st.integers(1, 4), st.integers(0, 2**32))
+@settings(max_examples=50)
+@given(TASKS, st.integers(1, 3), st.integers(0, 2**32))
 def test_a_draw_has_as_many_examples_of_each_label_as_shots(
     task: Task, shots: int, seed: int
 ) -> None:
@@ -219,14 +224,16 @@ def test_a_draw_has_as_many_examples_of_each_label_as_shots(
     assert (drawn.labels, drawn.test) == (task.labels, task.test)
 
 
-@given(tasks(), st.integers(1, 4), st.integers(0, 2**32))
+@settings(max_examples=50)
+@given(TASKS, st.integers(1, 3), st.integers(0, 2**32))
 def test_no_text_is_in_both_splits_of_a_draw(task: Task, shots: int, seed: int) -> None:
     drawn = draw_or_give_up(task, shots, seed)
     texts = [(example.text, example.text_pair) for example in drawn.train + drawn.validation]
     assert len(set(texts)) == len(texts)
 
 
-@given(tasks(), st.integers(1, 4), st.integers(0, 2**32))
+@settings(max_examples=50)
+@given(TASKS, st.integers(1, 3), st.integers(0, 2**32))
 def test_the_same_seed_draws_the_same(task: Task, shots: int, seed: int) -> None:
     assert draw_or_give_up(task, shots, seed) == few_shot(task, shots, seed)
 
@@ -278,10 +285,3 @@ def test_the_demo_has_six_labels_of_sixty_distinct_messages_in_disjoint_splits()
     for split in splits:
         assert len(set(Counter(example.label for example in split).values())) == 1
     assert min(Counter(example.label for example in messages).values()) >= 60
-
-
-def test_the_demo_has_enough_for_sixteen_shots_on_its_own() -> None:
-    task = load_task(DEMO)
-    for label in range(len(task.labels)):
-        assert sum(example.label == label for example in task.train) >= 16
-    assert few_shot(task, 15, seed=0).test == task.test

@@ -124,6 +124,10 @@ def _probe(features: Tensor, labels: Tensor, n_labels: int) -> Head:
         n_labels: ``C``.
     """
     n_prompts, _, width = features.shape
+    # An encoder's features have a large common part, along which weight and bias are hard to tell
+    # apart: without it the fit converges in its few steps. The minimum is the same.
+    centre = features.mean(1, keepdim=True)  # (P, 1, d)
+    features = features - centre
     weight = torch.zeros(n_prompts, n_labels, width, device=features.device)
     bias = torch.zeros(n_prompts, n_labels, device=features.device)
     weight.requires_grad_()
@@ -142,4 +146,5 @@ def _probe(features: Tensor, labels: Tensor, n_labels: int) -> Head:
         return objective
 
     optimizer.step(closure)
-    return {name: tensor.detach() for name, tensor in head.items()}
+    weight, bias = weight.detach(), bias.detach()
+    return {"weight": weight, "bias": bias - torch.einsum("pcd,pbd->pc", weight, centre)}

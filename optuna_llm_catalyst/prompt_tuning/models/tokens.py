@@ -38,6 +38,11 @@ def encode_texts(
         raise ValueError("`examples` must not be empty.")
     pairs = [example.text_pair for example in examples]
     limit = _max_positions(tokenizer, encoder) - n_reserved
+    if limit <= n_special_tokens(tokenizer):
+        raise ValueError(
+            f"The encoder has {limit + n_reserved} positions, of which {n_reserved} are kept for "
+            "the prompt: no room for a text is left. Lower `max_virtual_tokens`."
+        )
     encoded = tokenizer(
         [example.text for example in examples],
         [pair or "" for pair in pairs] if any(pairs) else None,
@@ -53,6 +58,11 @@ def encode_texts(
         inputs={name: tensor.to(device) for name, tensor in encoded.items()},
         lengths=tuple(encoded["attention_mask"].sum(1).tolist()),
     )
+
+
+def n_special_tokens(tokenizer: Any) -> int:
+    """Special tokens that frame a pair of texts."""
+    return int(tokenizer.num_special_tokens_to_add(pair=True))
 
 
 def class_tokens(tokenizer: Any, labels: Sequence[str], device: torch.device) -> dict[str, Tensor]:

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
+from optuna_llm_catalyst.prompt_tuning.checkpoints import read
+from tests.cli.conftest import Cli
+
+
+@pytest.fixture
+def study(tune: Cli) -> optuna.Study:
+    tune("--stages", 4)
+    return optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
+
+
+def test_show_lists_every_stage_as_tune_did(cli: Cli, study: optuna.Study) -> None:
+    table, document = cli("show"), cli("show", "--json").json
+
+    assert all(trial.user_attrs["prompt"] in table.out for trial in study.trials)
+    assert document["chosen"] == study.best_trial.number
+    assert [stage["loss"] for stage in document["stages"]] == [t.value for t in study.trials]
+
+
+def test_show_tells_the_story_of_one_stage(cli: Cli, study: optuna.Study) -> None:
+    story, document = cli("show", "--trial", 3), cli("show", "--trial", 3, "--json").json
+
+    assert "Stage 3 (complete), origin mutation" in story.out
+    assert len(document["proposal"]["candidates"]) == 4
+    for candidate in document["proposal"]["candidates"]:
+        assert f"{candidate['text']} (loss {candidate['score']:.3f} without training)" in story.out
+    assert [point["step"] for point in document["trajectory"]["points"]] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("trial", [None, 0])
+def test_export_writes_the_stages_trained_prompt(
+    cli: Cli, study: optuna.Study, tmp_path: Path, trial: int | None
+) -> None:
+    chosen = () if trial is None else ("--trial", trial)
+    result = cli("export", "out", *chosen)
+
+    number = study.best_trial.number if trial is None else trial
+    store = folder_store(tmp_path / "llm_catalyst_artifacts")
+    expected = load_soft_prompt(study, trial_number=number, artifact_store=store)
+    exported = read(tmp_path / "out" / "soft_prompt.safetensors")
+    card = json.loads((tmp_path / "out" / "prompt.json").read_text())
+    assert result.code == 0
+    assert exported.embeddings.equal(expected.embeddings)
+    assert card["text"] == study.trials[number].user_attrs["prompt"]
+    assert card["stage"]["loss"] == study.trials[number].value
+
+
+FAULTS = {
+    "another study": (["show", "--study-name", "x"], "no study 'x'; it has: 'prompt-tuning'"),
+    "another stage": (["show", "--trial", "9"], "has no stage 9"),
+    "export another stage": (["export", "out", "--trial", "9"], "no trial 9"),
+    "artifacts": (["export", "out", "--artifacts", "none"], "--artifacts 'none': no such folder"),
+    "wrong artifacts": (["export", "out", "--artifacts", "."], "not in this artifact store"),
+    "output is a file": (["export", "catalyst.db"], "catalyst.db: cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    cli: Cli, study: optuna.Study, args: list[str], message: str
+) -> None:
+    del study
+    result = cli(*args)
+
+    assert result.code == 2
+    assert result.err.startswith("error: ") and len(result.err.splitlines()) == 1
+    assert message in result.err
+
+
+def test_doctor_finds_what_tuning_needs_and_no_llm(cli: Cli, tiny_model: Path) -> None:
+    result = cli("doctor", "--model", tiny_model, "--json")
+
+    findings = {finding["what"]: finding for finding in result.json}
+    assert result.code == 0
+    assert all(finding["ok"] for finding in result.json if finding["needed"])
+    assert findings["optuna"]["detail"] == optuna.__version__
+    assert not findings["LLM auto"]["ok"] and not findings["LLM auto"]["needed"]
+
+
+def test_doctor_fails_if_the_model_or_the_llm_asked_for_is_missing(
+    cli: Cli, tiny_model: Path
+) -> None:
+    without_model = cli("doctor", "--model", "no/such-model")
+    without_llm = cli("doctor", "--model", tiny_model, "--llm", "ollama:gemma3:4b")
+
+    assert without_model.code == 1 and "MISSING" in without_model.out
+    assert without_llm.code == 1 and "no Ollama server answers" in without_llm.out

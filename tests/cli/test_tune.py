@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from contextlib import contextmanager
+import json
+import os
+from pathlib import Path
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import optuna
+from optuna.trial import TrialState
+import pytest
+
+from optuna_llm_catalyst import load_trajectory
+from tests.cli.conftest import Cli
+
+
+STORAGE = "sqlite:///catalyst.db"
+NAME = "prompt-tuning"
+
+
+def _load(storage: str = STORAGE) -> optuna.Study:
+    return optuna.load_study(study_name=NAME, storage=storage)
+
+
+def test_it_ends_with_the_stages_the_test_accuracies_and_the_next_command(tune: Cli) -> None:
+    result = tune()
+
+    study = _load()
+    assert result.code == 0
+    for trial in study.trials:
+        assert trial.user_attrs["prompt"] in result.out
+    assert "startup" in result.out
+    assert f"test accuracy of the chosen stage ({study.best_trial.number})" in result.out
+    assert "test accuracy of the first stage (0)" in result.out
+    assert f"optuna-dashboard {STORAGE} --artifact-dir llm_catalyst_artifacts" in result.out
+    assert "Resuming" not in result.err
+
+
+def test_json_is_one_document_that_agrees_with_the_study(tune: Cli) -> None:
+    document = tune("--json").json
+
+    study = _load()
+    assert [stage["loss"] for stage in document["stages"]] == [t.value for t in study.trials]
+    assert document["chosen"] == study.best_trial.number
+    assert document["first"] == 0
+    assert document["test"]["chosen"]["n_examples"] == 18
+    assert document["resumed"] is False
+
+
+def test_a_second_run_resumes_the_study_and_says_so(tune: Cli) -> None:
+    tune()
+    result = tune("--json")
+
+    assert f"Resuming study '{NAME}' with 2 finished stages." in result.err
+    assert result.json["resumed"] is True
+    assert [stage["number"] for stage in result.json["stages"]] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///parts.db", "parts.log"])
+def test_two_runs_make_the_stages_that_one_run_makes(tune: Cli, storage: str) -> None:
+    tune("--stages", 5, "--storage", "sqlite:///whole.db")
+    tune("--stages", 4, "--storage", storage)
+    tune("--stages", 1, "--storage", storage)
+
+    whole = _load("sqlite:///whole.db").trials
+    parts = tune("--stages", 0, "--storage", storage, "--json").json["stages"]
+    assert [(t.user_attrs["prompt"], t.user_attrs["origin"], t.value) for t in whole] == [
+        (stage["prompt"], stage["origin"], stage["loss"]) for stage in parts
+    ]
+    assert {t.user_attrs["origin"] for t in whole} == {"startup", "mutation"}
+
+
+def test_without_ollama_it_says_in_one_line_that_it_mutates_and_how_to_get_it(tune: Cli) -> None:
+    lines = [
+        line for line in tune().err.splitlines() if "mutation" in line and "stage" not in line
+    ]
+
+    assert len(lines) == 1
+    assert "no Ollama server answers at http://127.0.0.1:9" in lines[0]
+    assert "ollama pull gemma3:4b" in lines[0]
+
+
+def test_startup_prompts_are_the_first_stages(tune: Cli) -> None:
+    stages = tune(
+        *("--startup-prompt", "food tool animal", "--startup-prompt", "wild food"),
+        *("--n-startup-trials", 0, "--json"),
+    ).json["stages"]
+
+    assert [stage["prompt"] for stage in stages] == ["food tool animal", "wild food a"]
+
+
+def test_the_last_stage_can_refine_the_best(tune: Cli) -> None:
+    document = tune("--refine-steps", 6, "--json").json
+
+    *stages, refined = document["stages"]
+    assert refined["origin"] == "refine"
+    assert refined["loss_before"] == min(stage["loss"] for stage in stages)
+    assert refined["loss"] <= refined["loss_before"]
+
+
+def test_a_sequence_classifier_is_tuned_and_tested_with_its_head(tune: Cli) -> None:
+    document = tune("--model-type", "sequence-classifier", "--json").json
+
+    assert document["test"]["chosen"]["accuracy"] is not None
+
+
+def test_shots_draw_train_and_validation(tune: Cli) -> None:
+    assert tune("--shots", 4, "--json").code == 0
+
+
+FAULTS = {
+    "no such folder": (["tune", "nowhere"], "nowhere: no such folder"),
+    "bad JSON": (["tune", "{data_bad_json}"], "train.jsonl:2: not a line of JSON"),
+    "unknown label": (["tune", "{data_bad_label}"], "train.jsonl:2: unknown label 'plant'"),
+    "label not in train": (["tune", "{data_no_label}"], "no example of label 'tool'"),
+    "no validation": (["tune", "{data_no_validation}"], "--shots 16"),
+    "too many shots": (["tune", "{data}", "--shots", "16"], "use at most 4 shots"),
+    "model not found": (["tune", "{data}", "--model", "no/such-model"], "model 'no/such-model'"),
+    "no model name": (["tune", "{data}", "--model", "a//b"], "model 'a//b'"),
+    "learning rate": (["tune", "{data}", "--model", "{model}", "--lr", "-1"], "`lr` must be"),
+    "stages": (["tune", "{data}", "--stages", "-1"], "--stages must be at least 0"),
+    "virtual tokens": (
+        ["tune", "{data}", "--model", "{model}", "--num-virtual-tokens", "0"],
+        "`num_virtual_tokens` must be at least 1, got 0",
+    ),
+    "unknown LLM": (["tune", "{data}", "--llm", "gpt"], "--llm 'gpt' is none of auto"),
+    "Ollama by name, not there": (
+        ["tune", "{data}", "--llm", "ollama:gemma3:4b"],
+        "no Ollama server answers at http://127.0.0.1:9",
+    ),
+    "no replies": (["tune", "{data}", "--llm", "replay:none.jsonl"], "none.jsonl"),
+    "storage": (
+        ["tune", "{data}", "--model", "{model}", "--storage", "catalyst"],
+        "storage 'catalyst' is neither a URL",
+    ),
+    "storage folder": (
+        ["tune", "{data}", "--model", "{model}", "--storage", "sqlite:///no/such/folder/a.db"],
+        "cannot be opened",
+    ),
+    "device": (
+        ["tune", "{data}", "--model", "{model}", "--device", "abacus"],
+        "--device 'abacus' cannot be used",
+    ),
+    "show without storage": (["show"], "there is no file catalyst.db"),
+    "export without storage": (["export", "out"], "there is no file catalyst.db"),
+}
+
+
+@pytest.fixture
+def places(tmp_path: Path, data: Path, tiny_model: Path) -> dict[str, Path]:
+    """Folders that the table of faults names, each broken in its own way."""
+    rows = (data / "train.jsonl").read_text().splitlines()
+    card = (data / "card.json").read_text()
+    broken = {
+        "data_bad_json": [rows[0], '{"text": '],
+        "data_bad_label": [rows[0], '{"text": "fern", "label": "plant"}'],
+        "data_no_label": [row for row in rows if json.loads(row)["label"] != 2],
+        "data_no_validation": rows,
+    }
+    for name, lines in broken.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "card.json").write_text(card)
+        (tmp_path / name / "train.jsonl").write_text("\n".join(lines))
+    return {"data": data, "model": tiny_model} | {name: tmp_path / name for name in broken}
+
+
+@pytest.mark.parametrize(("args", "message"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    cli: Cli, places: dict[str, Path], args: list[str], message: str
+) -> None:
+    result = cli(*(arg.format(**places) for arg in args))
+
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert result.code == 2
+    assert len(errors) == 1 and message in errors[0]
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+RESUMED_WITH = {
+    "another length": (["--num-virtual-tokens", 4], "3 virtual tokens, this space 4"),
+    "other shots": (["--shots", 4], "--shots 0, this command has 4"),
+    "another type": (["--model-type", "sequence-classifier"], "--model-type"),
+}
+
+
+@pytest.mark.parametrize(("args", "message"), RESUMED_WITH.values(), ids=RESUMED_WITH.keys())
+def test_a_study_is_not_resumed_with_what_makes_its_values_incomparable(
+    tune: Cli, args: list[object], message: str
+) -> None:
+    tune()
+    result = tune(*args)
+
+    assert result.code == 2
+    assert message in result.err
+    assert len(_load().trials) == 2
+
+
+def test_a_study_of_another_tokenizer_is_refused(cli: Cli, tune: Cli, data: Path) -> None:
+    tune()
+    result = cli("tune", data, "--num-virtual-tokens", 3, "--steps", 1)
+
+    assert result.code == 2
+    assert "vocabulary of" in result.err and "this tokenizer has 30522" in result.err
+
+
+@contextmanager
+def _second_stage(data: Path, model: Path, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of its own in the middle of its second stage."""
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-c", "from optuna_llm_catalyst.cli import main; main()"),
+            *("tune", str(data), "--model", str(model), "--num-virtual-tokens", "3"),
+            *("--stages", "5", "--steps", "400", "--eval-every", "2", "--storage", STORAGE),
+        ],
+        cwd=folder,
+        env={**os.environ, "OLLAMA_HOST": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not _is_in_second_stage(folder / "catalyst.db"):
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.05)
+            yield process
+        finally:
+            process.kill()
+
+
+def _is_in_second_stage(database: Path) -> bool:
+    # Read past Optuna, which would try to create the tables that the process is creating.
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        try:
+            rows = connection.execute(
+                "SELECT 1 FROM trial_intermediate_values JOIN trials USING (trial_id) "
+                "WHERE number = 1"
+            )
+            return rows.fetchone() is not None
+        except sqlite3.OperationalError:
+            return False
+
+
+def test_a_killed_process_loses_its_stage_only_and_the_next_run_says_so(
+    tune: Cli, data: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    with _second_stage(data, tiny_model, tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
+    assert [t.state for t in _load().trials] == [TrialState.COMPLETE, TrialState.RUNNING]
+
+    result = tune("--stages", 1)
+
+    assert result.code == 0
+    assert "Stage 1 was cut off when its process died: marked as failed." in result.err
+    trials = _load().trials
+    states = [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [t.state for t in trials] == states
+    assert load_trajectory(trials[0]) is not None and load_trajectory(trials[2]) is not None
+
+
+def test_an_interrupt_loses_its_stage_only_and_still_reports(
+    data: Path, tiny_model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    with _second_stage(data, tiny_model, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Interrupted" in err and "Traceback" not in err
+    assert [t.state for t in _load().trials] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
+    result = cli("tune", "demo", "--stages", 1, "--steps", 10, "--json")
+
+    [stage] = result.json["stages"]
+    assert "all-MiniLM-L6-v2" in result.err
+    assert stage["loss"] < stage["loss_before"]
+    # Six intents: a third of the messages is twice what guessing finds.
+    assert result.json["test"]["chosen"]["accuracy"] > 1 / 3
+
+
+def test_a_missing_package_of_the_command_line_is_named_with_its_remedy() -> None:
+    code = (
+        "import sys; sys.modules['typer'] = None\nfrom optuna_llm_catalyst.cli import main; main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert result.returncode == 2
+    assert "pip install 'optuna-llm-catalyst[tuning]'" in result.stderr
+    assert "Traceback" not in result.stderr

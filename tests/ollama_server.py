@@ -1,0 +1,287 @@
+"""A server on this machine that speaks Ollama's wire format, for the real client to talk to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+import hashlib
+from http.server import BaseHTTPRequestHandler
+from http.server import ThreadingHTTPServer
+import json
+import socket
+import struct
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+from typing import Literal
+
+
+DEFAULT_MODELS = ("gemma3:4b",)
+_CREATED_AT = "2026-08-21T10:00:00.000000Z"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What a server that misbehaves sends in place of an answer.
+
+    Attributes:
+        status: HTTP status.
+        body: The body; a str is sent as it is, anything else but bytes as JSON.
+        content_type: The body's content type.
+        drop: Whether the connection is reset before the status line or inside the body.
+        delay: Seconds of silence before anything is sent; closing the server ends them.
+    """
+
+    status: int = 200
+    body: Any = b""
+    content_type: str = "application/json; charset=utf-8"
+    drop: Literal["", "before", "inside"] = ""
+    delay: float = 0.0
+
+    def payload(self) -> bytes:
+        if isinstance(self.body, bytes):
+            return self.body
+        text = self.body if isinstance(self.body, str) else json.dumps(self.body)
+        return text.encode()
+
+
+# A reply is a content, fields that differ from a good response's, or a fault.
+Reply = str | Mapping[str, Any] | Fault
+Replies = Sequence[Reply] | Callable[[dict[str, Any]], Reply]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: Any
+
+
+class OllamaServer:
+    """An Ollama server in this process, for the time of a ``with`` block.
+
+    Args:
+        replies: One for each chat request, in their order, or a function of the decoded request.
+        models: Names of the models it has, with their tags.
+        faults: What a path answers instead, as in ``{"/api/tags": Fault(500)}``.
+
+    Attributes:
+        requests: Everything it was asked, in the order of arrival.
+
+    Example:
+
+        .. code-block:: python
+
+            with OllamaServer(['{"prompts": ["a calm answer"]}']) as server:
+                OllamaProvider("gemma3:4b", host=server.url).check()
+    """
+
+    def __init__(
+        self,
+        replies: Replies = (),
+        *,
+        models: Sequence[str] = DEFAULT_MODELS,
+        faults: Mapping[str, Fault] | None = None,
+    ) -> None:
+        self.replies = replies
+        self.models = tuple(models)
+        self.faults = dict(faults or {})
+        self.requests: list[Request] = []
+        self.closing = threading.Event()
+        self._lock = threading.Lock()
+        self._n_replied = 0
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.ollama = self
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def chats(self) -> list[dict[str, Any]]:
+        """Bodies of the chat requests."""
+        return [request.body for request in self.requests if request.path == "/api/chat"]
+
+    @staticmethod
+    def digest(model: str) -> str:
+        """The digest under which the server lists a model."""
+        return hashlib.sha256(model.encode()).hexdigest()
+
+    def __enter__(self) -> OllamaServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def answer(self, request: Request) -> Fault | dict[str, Any] | str:
+        """The answer to a request: a fault, a JSON body or a text."""
+        with self._lock:
+            self.requests.append(request)
+        if request.path in self.faults:
+            return self.faults[request.path]
+        if (request.method, request.path) == ("GET", "/"):
+            return "Ollama is running"
+        routes: dict[tuple[str, str], Callable[[Any], Fault | dict[str, Any]]] = {
+            ("GET", "/api/version"): lambda _: {"version": "0.32.9"},
+            ("GET", "/api/tags"): lambda _: {"models": [self._listed(m) for m in self.models]},
+            ("POST", "/api/show"): self._show,
+            ("POST", "/api/chat"): self._chat,
+        }
+        route = routes.get((request.method, request.path))
+        return route(request.body) if route else Fault(404, "404 page not found", "text/plain")
+
+    def _has(self, model: str) -> bool:
+        return model in self.models or f"{model}:latest" in self.models
+
+    def _listed(self, model: str) -> dict[str, Any]:
+        return {
+            "name": model,
+            "model": model,
+            "modified_at": _CREATED_AT,
+            "size": 3_338_801_804,
+            "digest": self.digest(model),
+            "details": _DETAILS,
+        }
+
+    def _show(self, body: dict[str, Any]) -> Fault | dict[str, Any]:
+        if not self._has(body["model"]):
+            return Fault(404, {"error": f"model '{body['model']}' not found"})
+        return {
+            "modelfile": f"FROM {body['model']}",
+            "parameters": "",
+            "template": "{{ .Prompt }}",
+            "details": _DETAILS,
+            "model_info": {"general.architecture": "gemma3", "gemma3.context_length": 131072},
+            "capabilities": ["completion"],
+            "modified_at": _CREATED_AT,
+        }
+
+    def _chat(self, body: dict[str, Any]) -> Fault | dict[str, Any]:
+        if not self._has(body["model"]):
+            return Fault(404, {"error": f"model '{body['model']}' not found"})
+        reply = self._next_reply(body)
+        if isinstance(reply, Fault):
+            return reply
+        fields = {"message": _message(reply)} if isinstance(reply, str) else dict(reply)
+        return {
+            "model": body["model"],
+            "created_at": _CREATED_AT,
+            "message": _message(""),
+            "done": True,
+            "done_reason": "stop",
+            "total_duration": 1_500_000_000,
+            "load_duration": 500_000_000,
+            "prompt_eval_count": 120,
+            "prompt_eval_duration": 400_000_000,
+            "eval_count": 30,
+            "eval_duration": 600_000_000,
+            **fields,
+        }
+
+    def _next_reply(self, body: dict[str, Any]) -> Reply:
+        if callable(self.replies):
+            return self.replies(body)
+        with self._lock:
+            i = self._n_replied
+            self._n_replied += 1
+        if i < len(self.replies):
+            return self.replies[i]
+        return Fault(500, {"error": f"the test has no reply to chat request {i}"})
+
+
+_DETAILS = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": "gemma3",
+    "families": ["gemma3"],
+    "parameter_size": "4.3B",
+    "quantization_level": "Q4_K_M",
+}
+
+
+def _message(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+class _Server(ThreadingHTTPServer):
+    # Closing waits for the handlers: no socket outlives the test.
+    daemon_threads = False
+    ollama: OllamaServer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that ran out of patience is part of the tests, any other error is not.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 30
+    server: _Server
+
+    def do_GET(self) -> None:
+        self._serve(None)
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        self._serve(json.loads(self.rfile.read(length)))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _serve(self, body: Any) -> None:
+        request = Request(self.command, self.path, dict(self.headers), body)
+        answer = self.server.ollama.answer(request)
+        if isinstance(answer, str):
+            answer = Fault(200, answer, "text/plain; charset=utf-8")
+        elif not isinstance(answer, Fault):
+            answer = Fault(200, answer)
+        self._send(answer)
+
+    def _send(self, answer: Fault) -> None:
+        self.server.ollama.closing.wait(answer.delay)
+        if answer.drop == "before":
+            self._reset()
+            return
+        payload = answer.payload()
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(payload)))
+        # Idle connections would outlive the tests whose clients are not closed.
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if answer.drop == "inside":
+            self.wfile.write(payload[: len(payload) // 2])
+            self._reset()
+            return
+        self.wfile.write(payload)
+
+    def _reset(self) -> None:
+        self.close_connection = True
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        # The socket closes when nothing that was made from it is open any more.
+        self.rfile.close()
+        self.connection.close()

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import ast
+from collections.abc import Container
+from collections.abc import Iterator
+import graphlib
+import importlib
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+import optuna_llm_catalyst
+
+
+PACKAGE = "optuna_llm_catalyst"
+ROOT = Path(optuna_llm_catalyst.__file__).parent
+
+PUBLIC = {
+    PACKAGE: [
+        "CatalystError",
+        "CheckpointError",
+        "DataError",
+        "DriftWord",
+        "InvalidReplyError",
+        "LLMCatalystSampler",
+        "LLMProposer",
+        "ModelNotFoundError",
+        "MutationProposer",
+        "OllamaProvider",
+        "PromptSpace",
+        "ProviderError",
+        "ReplayProvider",
+        "RestartPrompt",
+        "StudyMismatchError",
+        "Swap",
+        "Trajectory",
+        "TrajectoryPoint",
+        "load_trajectory",
+        "record_trajectory",
+    ],
+    f"{PACKAGE}.prompt_tuning": [
+        "DualEncoderClassifier",
+        "Example",
+        "GradientStage",
+        "PromptTuningObjective",
+        "SequenceClassifier",
+        "SoftPrompt",
+        "Task",
+        "TrainedPrompt",
+        "fail_dead_trials",
+        "few_shot",
+        "load_pretrained",
+        "load_soft_prompt",
+        "load_task",
+        "nearest",
+        "word_table",
+    ],
+}
+HEAVY = {"httpx", "ollama", "pydantic", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_public_surface_changes_only_on_purpose(module: str) -> None:
+    assert sorted(importlib.import_module(module).__all__) == PUBLIC[module]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [(module, name) for module, names in PUBLIC.items() for name in names]
+)
+def test_every_public_name_is_documented_where_it_is_exported(module: str, name: str) -> None:
+    assert getattr(importlib.import_module(module), name).__doc__
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"import {PACKAGE}"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert f"{PACKAGE}.sampler" in loaded
+    assert {name.partition(".")[0] for name in loaded} & HEAVY == set()
+
+
+def test_the_torch_free_half_does_not_import_torch() -> None:
+    torch_half = (f"{PACKAGE}.prompt_tuning", f"{PACKAGE}.cli")
+    for module, imported in _imports().items():
+        if not module.startswith(torch_half):
+            assert not {name for name in imported if name.partition(".")[0] == "torch"}, module
+
+
+def test_prompt_tuning_knows_nothing_of_whoever_chooses_restarts() -> None:
+    others = tuple(f"{PACKAGE}.{name}" for name in ("sampler", "proposers", "providers"))
+    for module, imported in _imports().items():
+        if module.startswith(f"{PACKAGE}.prompt_tuning"):
+            # The package itself exports the sampler: its names come from their own modules.
+            assert PACKAGE not in imported, module
+            assert not {name for name in imported if name.startswith(others)}, module
+
+
+def test_imports_run_in_no_circle() -> None:
+    graph = {
+        module: {name for name in imported if name.startswith(PACKAGE)}
+        for module, imported in _imports().items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index(f"{PACKAGE}.history") < order.index(f"{PACKAGE}.sampler")
+
+
+def _imports() -> dict[str, set[str]]:
+    """Every module of the package with the modules that it names in imports, anywhere in it."""
+    paths = {_module_name(path): path for path in ROOT.rglob("*.py")}
+    return {
+        module: {
+            name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for name in _imported_by(node, paths.keys())
+        }
+        for module, path in paths.items()
+    }
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported_by(node: ast.AST, modules: Container[str]) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0 and node.module, "the house imports absolutely"
+        for alias in node.names:
+            submodule = f"{node.module}.{alias.name}"
+            yield submodule if submodule in modules else node.module

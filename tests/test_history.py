@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+import optuna
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+import pytest
+
+from optuna_llm_catalyst import DriftWord
+from optuna_llm_catalyst import history
+from optuna_llm_catalyst import record_trajectory
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst import Swap
+from optuna_llm_catalyst import Trajectory
+from optuna_llm_catalyst import TrajectoryPoint
+from tests.toy_stage import word_space
+
+
+SPACE = word_space(2)
+WORD = st.integers(0, 1)
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+Stage = tuple[tuple[int, int], float, TrialState]
+STAGES = st.lists(
+    st.tuples(
+        st.tuples(WORD, WORD),
+        st.sampled_from([0.1, 0.2, 0.3, float("inf"), -1.0]),
+        st.sampled_from([*FINISHED, TrialState.FAIL, TrialState.RUNNING]),
+    ),
+    max_size=25,
+)
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return SPACE.from_text(text).token_ids
+
+
+def texts(points: Sequence[history.HistoryPoint]) -> list[str]:
+    return [point.prompt.text for point in points]
+
+
+def add(
+    study: optuna.Study,
+    text: str,
+    value: float | None,
+    *,
+    state: TrialState = TrialState.COMPLETE,
+    candidates: Sequence[Mapping[str, Any]] = (),
+    points: Sequence[TrajectoryPoint] = (),
+    reported: Sequence[float] = (),
+) -> optuna.Trial:
+    """One trial of a prompt, told in the way that objective and sampler tell it."""
+    params = SPACE.to_params(SPACE.from_text(text))
+    trial = records.start_trial(study, params, SPACE.search_space, {})
+    if candidates:
+        records.save(trial, "proposal", {"candidates": list(candidates)})
+    if points:
+        record_trajectory(trial, Trajectory(tuple(points)))
+    for step, reported_value in enumerate(reported):
+        trial.report(reported_value, step)
+    if state == TrialState.COMPLETE:
+        study.tell(trial, value)
+    elif state != TrialState.RUNNING:
+        study.tell(trial, state=state)
+    return trial
+
+
+def candidate(text: str, score: float | None) -> dict[str, Any]:
+    return {"text": text, "token_ids": list(ids(text)), "score": score}
+
+
+def point(step: int, text: str, loss: float, **fields: Any) -> TrajectoryPoint:
+    return TrajectoryPoint(step, tuple(text.split()), loss, token_ids=ids(text), **fields)
+
+
+@given(stages=STAGES, top_k=st.integers(1, 6), minimize=st.booleans())
+def test_the_ranking_is_that_of_the_slow_obvious_way(
+    stages: list[Stage], top_k: int, minimize: bool
+) -> None:
+    study = optuna.create_study(direction="minimize" if minimize else "maximize")
+    for token_ids, value, state in stages:
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                value=None if state in (TrialState.FAIL, TrialState.RUNNING) else value,
+                params=SPACE.to_params(SPACE.from_token_ids(token_ids)),
+                distributions=dict(SPACE.search_space),
+            )
+        )
+    past = history.from_study(study, SPACE, top_k=top_k)
+
+    finished = [
+        (value if minimize else -value, number, token_ids)
+        for number, (token_ids, value, state) in enumerate(stages)
+        if state in FINISHED
+    ]
+    expected: dict[tuple[int, ...], int] = {}
+    for _, number, token_ids in sorted(finished):
+        expected.setdefault(token_ids, number)
+    best = list(expected.items())[:top_k]
+    assert [(p.prompt.token_ids, p.trial_number) for p in past.points] == best
+    assert [p.value for p in past.points] == [stages[number][1] for _, number in best]
+    assert past.n_finished == len(finished)
+    assert past.minimize is minimize
+    running = {token_ids for token_ids, _, state in stages if state == TrialState.RUNNING}
+    assert {p.token_ids for p in past.in_flight} == running
+    assert len(past.in_flight) == len(running)
+    assert past.tried == running | {token_ids for *_, token_ids in finished}
+
+
+def test_an_empty_study_is_an_empty_history() -> None:
+    past = history.from_study(optuna.create_study(), SPACE, top_k=3)
+    assert past == history.History()
+
+
+def test_a_pruned_stage_counts_with_its_last_report_and_says_so() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", None, state=TrialState.PRUNED, reported=[0.9, 0.7])
+    add(study, "quick topic", 0.8)
+    past = history.from_study(study, SPACE, top_k=5)
+    assert [(p.prompt.text, p.value, p.pruned) for p in past.points] == [
+        ("calm answer", 0.7, True),
+        ("quick topic", 0.8, False),
+    ]
+
+
+def test_a_stage_pruned_before_any_report_was_tried_but_is_not_ranked() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", None, state=TrialState.PRUNED)
+    past = history.from_study(study, SPACE, top_k=5)
+    assert past.points == ()
+    assert past.n_finished == 1
+    assert past.tried == {ids("calm answer")}
+
+
+def test_a_failed_stage_may_be_tried_again() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", None, state=TrialState.FAIL)
+    assert history.from_study(study, SPACE, top_k=5) == history.History()
+
+
+def test_trials_of_something_else_are_passed_over() -> None:
+    study = optuna.create_study()
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    study.ask().suggest_float("x", 0, 1)
+    study.enqueue_trial({"x": 0.5, "prompt[0]": 1})
+    assert history.from_study(study, SPACE, top_k=5) == history.History()
+
+
+def test_what_is_in_flight_is_seen_before_its_parameters_are(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    proposed, asking = study.ask(), study.ask()
+    record = {"token_ids": list(ids("calm answer"))}
+    records.save_proposal(study, study.get_trials()[proposed.number], record)
+    add(study, "quick topic", None, state=TrialState.RUNNING)
+    SPACE.enqueue(study, "silver river")
+    SPACE.enqueue(study, "silver river")
+    study.ask()  # Runs what was enqueued first.
+    SPACE.suggest(asking)
+    past = history.from_study(study, SPACE, top_k=5, exclude=asking.number)
+    assert {p.text for p in past.in_flight} == {"calm answer", "quick topic", "silver river"}
+    assert len(past.in_flight) == 3
+    assert past.tried == {p.token_ids for p in past.in_flight}
+    assert past.n_finished == 0
+
+
+def test_what_a_stage_found_out_is_told_with_its_prompt() -> None:
+    study = optuna.create_study()
+    helps, hurts = Swap(0, "calm", "quiet", -0.2, -0.1), Swap(1, "answer", "topic", -0.2, 0.1)
+    drift = DriftWord(1, "label", 0.5)
+    points = [
+        point(0, "calm answer", 0.9, accuracy=0.5, swaps=(helps, hurts)),
+        point(5, "calm answer", 0.6, accuracy=0.75, drift=(drift,)),
+        point(9, "calm answer", 0.7, accuracy=0.7),
+    ]
+    add(study, "calm answer", 0.6, points=points, reported=[0.9, 0.6, 0.7])
+    (told,) = history.from_study(study, SPACE, top_k=1).points
+    assert (told.kind, told.before, told.value) == ("stage", 0.9, 0.6)
+    assert (told.accuracy_before, told.accuracy) == (0.5, 0.75)
+    assert told.swaps == (helps,)
+    assert told.drift == (drift,)
+
+
+def test_a_stage_that_recorded_nothing_is_told_all_the_same() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", 0.6)
+    (told,) = history.from_study(study, SPACE, top_k=1).points
+    assert (told.value, told.before, told.accuracy, told.swaps) == (0.6, None, None, ())
+
+
+@pytest.mark.parametrize(
+    ("direction", "order"),
+    [
+        ("minimize", ["calm answer", "quick topic", "silver river", "green grain"]),
+        ("maximize", ["calm answer", "green grain", "silver river", "quick topic"]),
+    ],
+)
+def test_screened_candidates_fill_up_a_short_history(direction: str, order: list[str]) -> None:
+    study = optuna.create_study(direction=direction)
+    candidates = [
+        candidate("silver river", 0.2),
+        candidate("green grain", 0.3),
+        candidate("quick topic", 0.1),
+        candidate("calm answer", 0.9),
+        candidate("olive pearl", None),
+    ]
+    add(study, "calm answer", 0.5, candidates=candidates)
+    for top_k in (1, 2, 4, 9):
+        points = history.from_study(study, SPACE, top_k=top_k).points
+        assert texts(points) == order[:top_k]
+        assert [p.kind for p in points] == ["stage", *["candidate"] * 3][:top_k]
+    assert history.from_study(study, SPACE, top_k=9).tried == {ids("calm answer")}
+
+
+def test_projections_fill_up_a_short_history_if_the_value_is_a_loss() -> None:
+    points = [
+        point(0, "calm answer", 0.9, hard_loss=0.9),
+        point(5, "calm label", 0.6, hard_loss=0.8),
+        point(7, "quiet label", 0.5, hard_loss=0.7),
+        point(9, "quiet topic", 0.7, hard_loss=None),
+    ]
+    minimized, maximized = (optuna.create_study(direction=d) for d in ("minimize", "maximize"))
+    for study in (minimized, maximized):
+        add(study, "calm answer", 0.5, points=points)
+    told = history.from_study(minimized, SPACE, top_k=9).points
+    assert texts(told) == ["calm answer", "quiet label", "calm label"]
+    assert [p.kind for p in told] == ["stage", "projection", "projection"]
+    assert [p.value for p in told] == [0.5, 0.7, 0.8]
+    assert texts(history.from_study(maximized, SPACE, top_k=9).points) == ["calm answer"]
+
+
+def test_stages_come_before_prompts_that_were_never_trained() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", 0.5, candidates=[candidate("quick topic", 0.1)])
+    add(study, "silver river", 0.9)
+    assert texts(history.from_study(study, SPACE, top_k=3).points) == [
+        "calm answer",
+        "silver river",
+        "quick topic",
+    ]
+    assert texts(history.from_study(study, SPACE, top_k=2).points) == [
+        "calm answer",
+        "silver river",
+    ]
+
+
+def test_trials_that_asked_an_llm_are_counted_whatever_became_of_them() -> None:
+    study = optuna.create_study()
+    for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING):
+        trial = study.ask()
+        trial.set_user_attr("llm_seconds", 0.1)
+        if state == TrialState.COMPLETE:
+            study.tell(trial, 1.0)
+        elif state == TrialState.FAIL:
+            study.tell(trial, state=state)
+    study.tell(study.ask(), 1.0)
+    assert history.from_study(study, SPACE, top_k=1).n_llm_calls == 3

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+import optuna
+from optuna.distributions import IntDistribution
+from optuna.storages import BaseStorage
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
+import pytest
+
+from optuna_llm_catalyst import load_trajectory
+from optuna_llm_catalyst import record_trajectory
+from optuna_llm_catalyst import Trajectory
+from optuna_llm_catalyst import TrajectoryPoint
+from optuna_llm_catalyst import records
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False).filter(
+        lambda x: abs(x) != float("inf")
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+# Quotes and characters that JSON escapes make a chunk longer than its text.
+LONG = {"text": 'é"\\\n🙂' * 2_000, "numbers": list(range(500))}
+TRAJECTORY = Trajectory(
+    tuple(TrajectoryPoint(i, ("calm", "answer"), 1 / (i + 1), token_ids=(3, 4)) for i in range(40))
+)
+
+
+class MortalStorage(InMemoryStorage):
+    """A storage whose process dies after so many writes of system attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_writes_left = 1_000
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if self.n_writes_left == 0:
+            raise KeyboardInterrupt
+        self.n_writes_left -= 1
+        super().set_trial_system_attr(trial_id, key, value)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_a_record_is_read_as_it_was_written(payload: dict[str, Any]) -> None:
+    trial = optuna.create_study().ask()
+    records.save(trial, "thing", payload)
+    assert records.load(trial, "thing") == payload
+
+
+@pytest.mark.parametrize("payload", [{}, {"a": [1, None, True, 0.1]}, LONG])
+def test_every_storage_keeps_a_record(storage: BaseStorage, payload: dict[str, Any]) -> None:
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    records.save(trial, "thing", payload)
+    records.save_proposal(study, study.get_trials()[0], payload)
+    for seen in (trial, study.get_trials()[0]):
+        assert records.load(seen, "thing") == payload
+        assert records.load(seen, "proposal") == payload
+        assert records.load(seen, "other") is None
+
+
+def test_no_chunk_is_longer_than_every_storage_takes() -> None:
+    study = optuna.create_study()
+    records.save(study.ask(), "thing", LONG)
+    attrs = study.trials[0].system_attrs
+    chunks = [value for key, value in attrs.items() if key.startswith("llm_catalyst:thing:")]
+    assert len(chunks) == attrs["llm_catalyst:thing"] > 1
+    assert max(map(len, chunks)) == 2045
+
+
+@pytest.mark.parametrize("before", [None, {"text": "b" * 5_000}, {"text": "b"}])
+def test_a_record_is_whole_or_not_there_wherever_its_process_dies(
+    before: dict[str, Any] | None,
+) -> None:
+    after = {"text": "a" * 5_000}
+    seen = []
+    for n_writes in range(6):
+        storage = MortalStorage()
+        trial = optuna.create_study(storage=storage).ask()
+        if before is not None:
+            records.save(trial, "thing", before)
+        storage.n_writes_left = n_writes
+        try:
+            records.save(trial, "thing", after)
+        except KeyboardInterrupt:
+            pass
+        seen.append(records.load(trial, "thing"))
+    assert seen[0] == before
+    assert seen[-1] == after
+    assert all(record in (None, before, after) for record in seen)
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_record_without_one_of_its_chunks_is_none(gone: int) -> None:
+    trial = optuna.trial.FixedTrial({})
+    records.save(trial, "thing", LONG)
+    del trial.system_attrs[f"llm_catalyst:thing:{gone}"]
+    assert records.load(trial, "thing") is None
+
+
+def live() -> optuna.trial.BaseTrial:
+    return optuna.create_study().ask()
+
+
+def fixed() -> optuna.trial.BaseTrial:
+    return optuna.trial.FixedTrial({})
+
+
+def frozen() -> optuna.trial.BaseTrial:
+    return optuna.create_trial(value=1.0)
+
+
+@pytest.mark.parametrize("make_trial", [live, fixed, frozen])
+def test_a_trajectory_is_left_on_any_kind_of_trial(
+    make_trial: Callable[[], optuna.trial.BaseTrial],
+) -> None:
+    trial = make_trial()
+    assert load_trajectory(trial) is None
+    record_trajectory(trial, TRAJECTORY)
+    assert load_trajectory(trial) == TRAJECTORY.thinned()
+
+
+def test_a_trajectory_survives_in_every_storage(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    record_trajectory(trial, TRAJECTORY)
+    study.tell(trial, 1.0)
+    assert load_trajectory(study.trials[0]) == TRAJECTORY.thinned()
+
+
+def test_nan_never_reaches_a_storage() -> None:
+    trial = optuna.create_study().ask()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        records.save(trial, "thing", {"loss": float("nan")})
+    assert records.load(trial, "thing") is None
+
+
+def test_all_trials_are_seen_as_they_are_now(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    assert [t.state for t in records.all_trials(study)] == [TrialState.RUNNING]
+    study.tell(trial, 1.0)
+    study.enqueue_trial({"x": 1})
+    states = [t.state for t in records.all_trials(study)]
+    assert states == [TrialState.COMPLETE, TrialState.WAITING]
+
+
+def test_a_started_trial_passes_by_the_queue(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    study.enqueue_trial({"x": 1})
+    trial = records.start_trial(study, {"x": 2}, {"x": IntDistribution(0, 9)}, {"note": "b"})
+    assert trial.suggest_int("x", 0, 9) == 2
+    study.tell(trial, 1.0)
+    assert [t.state for t in study.trials] == [TrialState.WAITING, TrialState.COMPLETE]
+    assert study.trials[1].user_attrs == {"note": "b"}
+
+
+@given(st.text(max_size=50), st.integers(0, 60))
+def test_a_clipped_text_says_how_much_is_gone(text: str, limit: int) -> None:
+    clipped = records.clip(text, limit)
+    if len(text) <= limit:
+        assert clipped == text
+    else:
+        assert clipped == f"{text[:limit]}… [{len(text) - limit} characters cut]"
