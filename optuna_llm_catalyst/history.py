@@ -7,7 +7,6 @@ records, which are JSON, are parsed for the best trials alone.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 import heapq
@@ -103,7 +102,8 @@ def from_study(
     minimize = study.direction == StudyDirection.MINIMIZE
     sign = 1.0 if minimize else -1.0
     token_ids_of = _token_ids_getter(space)
-    stages: list[tuple[float, int, TokenIds, FrozenTrial]] = []
+    # The best stage of each prompt: a prompt may have been trained more than once.
+    stages: dict[TokenIds, tuple[float, int, TokenIds, FrozenTrial]] = {}
     tried: set[TokenIds] = set()
     flying: list[FrozenTrial] = []
     n_finished = n_llm_calls = 0
@@ -117,12 +117,14 @@ def from_study(
             tried.add(token_ids)
             value = trial.value
             if value is not None and not math.isnan(value):
-                stages.append((sign * value, trial.number, token_ids, trial))
+                best = stages.get(token_ids)
+                if best is None or sign * value < best[0]:
+                    stages[token_ids] = (sign * value, trial.number, token_ids, trial)
         elif trial.state in _UNFINISHED and trial.number != exclude:
             flying.append(trial)
     in_flight = _in_flight(flying, space)
     return History(
-        points=_top_points(stages, space, sign=sign, top_k=top_k),
+        points=_top_points(stages.values(), space, sign=sign, top_k=top_k),
         in_flight=in_flight,
         tried=frozenset(tried | {prompt.token_ids for prompt in in_flight}),
         n_finished=n_finished,
@@ -160,18 +162,17 @@ def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[Resta
 
 
 def _top_points(
-    stages: Sequence[tuple[float, int, TokenIds, FrozenTrial]],
+    stages: Iterable[tuple[float, int, TokenIds, FrozenTrial]],
     space: PromptSpace,
     *,
     sign: float,
     top_k: int,
 ) -> tuple[HistoryPoint, ...]:
-    points: dict[TokenIds, HistoryPoint] = {}
-    # The same prompt may have been trained twice: look past the first `top_k` only if needed.
-    ranked = heapq.nsmallest(2 * top_k, stages, key=itemgetter(0, 1))
-    for _, _, token_ids, trial in ranked:
-        if len(points) < top_k and token_ids not in points:
-            points[token_ids] = _stage_point(trial, space.from_token_ids(token_ids))
+    ranked = heapq.nsmallest(top_k, stages, key=itemgetter(0, 1))
+    points = {
+        token_ids: _stage_point(trial, space.from_token_ids(token_ids))
+        for _, _, token_ids, trial in ranked
+    }
     # A value after training and a value without are different things: prompts that were never
     # trained fill up a short history and are ranked among themselves.
     if len(points) < top_k:

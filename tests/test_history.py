@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
 import optuna
 from optuna.storages import BaseStorage
@@ -78,6 +79,7 @@ def point(step: int, text: str, loss: float, **fields: Any) -> TrajectoryPoint:
     return TrajectoryPoint(step, tuple(text.split()), loss, token_ids=ids(text), **fields)
 
 
+@settings(max_examples=200)
 @given(stages=STAGES, top_k=st.integers(1, 6), minimize=st.booleans())
 def test_the_ranking_is_that_of_the_slow_obvious_way(
     stages: list[Stage], top_k: int, minimize: bool
@@ -111,6 +113,18 @@ def test_the_ranking_is_that_of_the_slow_obvious_way(
     assert {p.token_ids for p in past.in_flight} == running
     assert len(past.in_flight) == len(running)
     assert past.tried == running | {token_ids for *_, token_ids in finished}
+
+
+def test_a_prompt_that_was_trained_often_does_not_crowd_out_the_others() -> None:
+    study = optuna.create_study()
+    for value in (0.5, 0.1, 0.2, 0.3, 0.4, 0.1):
+        add(study, "calm answer", value)
+    add(study, "quick topic", 0.9)
+    points = history.from_study(study, SPACE, top_k=2).points
+    assert [(p.prompt.text, p.trial_number) for p in points] == [
+        ("calm answer", 1),
+        ("quick topic", 6),
+    ]
 
 
 def test_an_empty_study_is_an_empty_history() -> None:

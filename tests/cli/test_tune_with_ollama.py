@@ -22,8 +22,8 @@ PROPOSALS = [
 
 
 def _reply(body: dict[str, Any]) -> str:
-    """Other prompts each time: how often it was asked is read off the history it is shown."""
-    ranked = body["messages"][0]["content"].count('\n- "')
+    """Other prompts each time: how many stages there were is read off the history."""
+    ranked = body["messages"][0]["content"].count(", accuracy")
     return json.dumps({"prompts": PROPOSALS[ranked % len(PROPOSALS)]})
 
 

@@ -8,16 +8,12 @@ from huggingface_hub import constants
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
-from optuna.storages import InMemoryStorage
 from optuna.storages import RDBStorage
 import pytest
 import torch
 
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
-
-
-STORAGES = ("in_memory", "sqlite")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,14 +38,6 @@ def sqlite(tmp_path: Path) -> Iterator[Callable[[], RDBStorage]]:
     for storage in opened:
         storage.remove_session()
         storage.engine.dispose()
-
-
-@pytest.fixture(params=STORAGES)
-def storage(request: pytest.FixtureRequest) -> BaseStorage:
-    if request.param == "in_memory":
-        return InMemoryStorage()
-    open_storage: Callable[[], RDBStorage] = request.getfixturevalue("sqlite")
-    return open_storage()
 
 
 @pytest.fixture

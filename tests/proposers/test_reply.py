@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from optuna_llm_catalyst import InvalidReplyError
+from optuna_llm_catalyst.proposers import reply
+
+
+FRAGMENTS = st.sampled_from(
+    ['{"prompts": ["calm"]}', '{"prompts":', "[", "]", "{", "}", '"', ",", "\\", "<think>"]
+    + ["</think>", "```json\n", "```", "null", "NaN", "1e999", "\x00", '{"prompts": [1]}', "\ud800"]
+)
+
+
+@given(st.text() | st.lists(FRAGMENTS, max_size=12).map("".join))
+def test_any_text_gives_clean_prompts_or_says_what_is_wrong(text: str) -> None:
+    try:
+        prompts = reply.parse(text)
+    except InvalidReplyError as error:
+        assert str(error)
+        return
+    assert prompts
+    assert len(set(prompts)) == len(prompts)
+    for prompt in prompts:
+        assert prompt == " ".join(prompt.split())
+        assert prompt and prompt.isprintable()
+        assert len(prompt) <= reply.MAX_PROMPT
+
+
+@given(st.lists(st.text("abc ", max_size=6), max_size=6))
+def test_prompts_come_back_in_order_without_repetitions(prompts: list[str]) -> None:
+    text = json.dumps({"prompts": prompts})
+    expected = list(dict.fromkeys(" ".join(p.split()) for p in prompts if p.strip()))
+    if expected:
+        assert reply.parse(text) == expected
+    else:
+        with pytest.raises(InvalidReplyError, match="list of prompts is empty"):
+            reply.parse(text)
+
+
+GOOD = '{"prompts": ["calm answer", "quick topic"]}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"\n\n  {GOOD}\n",
+        f"```json\n{GOOD}\n```",
+        f"```\n{GOOD}\n```\nGood luck!",
+        f"<think>Maybe {{\"prompts\": [\"draft\"]}}? No.</think>{GOOD}",
+        f"<THINKING>\nhm\n</THINKING>\n{GOOD}",
+        f"<think>one</think> <think>two</think> {GOOD}",
+        f"Sure! Here {{as asked}} they are: {GOOD} I hope {{this}} helps.",
+        f"{GOOD}\n{{\"prompts\": [\"a second thought\"]}}",
+        f'{{"note": "first"}} {GOOD}',
+        f'{{"answer": {GOOD}}}',
+        '{"prompts": ["calm answer", "calm answer", " calm   answer", "quick topic", ""]}',
+        '{"prompts": ["calm\\u0000 answer", "quick\\n\\ttopic"], "why": {"a": [1, 2]}}',
+        '{"prompts": ["\\ud800calm answer", "quick\\u2028topic\\u202e"]}',
+    ],
+)
+def test_the_prompts_are_found_in(text: str) -> None:
+    assert reply.parse(text) == ["calm answer", "quick topic"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the reply is empty"),
+        (" \n ", "the reply is empty"),
+        ("<think>forever</think>", "the reply is empty"),
+        ("calm answer", "has no object"),
+        ('["calm answer"]', "has no object"),
+        ('"calm answer"', "has no object"),
+        ("null", "has no object"),
+        ('{"prompt": ["calm answer"]}', "has no object"),
+        ('{"prompts": "calm answer"}', "has no object"),
+        ('{"prompts": {"0": "calm answer"}}', "has no object"),
+        ('{"prompts": [["calm answer"]]}', "has no object"),
+        ('{"prompts": ["calm answer", 1]}', "has no object"),
+        ('{"prompts": ["calm answer", null]}', "has no object"),
+        ('{"prompts": ["calm answer", ', "has no object"),
+        ('{"prompts": ["calm answer"', "has no object"),
+        ("{'prompts': ['calm answer']}", "has no object"),
+        ('{"prompts": [' + "9" * 10_000 + "]}", "has no object"),
+        ('{"prompts": []}', "list of prompts is empty"),
+        ('{"prompts": ["", " ", "\\u0000"]}', "list of prompts is empty"),
+    ],
+)
+def test_a_reply_that_is_no_list_of_prompts_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InvalidReplyError, match=reason):
+        reply.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{" * 100_000,
+        "[" * 100_000,
+        '{"prompts": ' + "[" * 100_000,
+        '{"prompts": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"a":' * 30_000,
+        '{"a":' * 30_000 + "1" + "}" * 30_000,
+        '{"prompts": ["' + "\\" * 150_000,
+        "<think>" * 25_000,
+        "<think>" * 12_000 + "</think" * 12_000,
+        "```json" * 20_000,
+    ],
+)
+def test_a_reply_made_to_choke_the_parser_is_refused_at_once(text: str) -> None:
+    assert len(text) <= reply.MAX_REPLY
+    started = time.process_time()
+    with pytest.raises(InvalidReplyError):
+        reply.parse(text)
+    assert time.process_time() - started < 1
+
+
+def test_a_huge_reply_is_refused_unread() -> None:
+    huge = GOOD + " " * reply.MAX_REPLY
+    with pytest.raises(InvalidReplyError, match=f"has {len(huge)} characters, over 200000"):
+        reply.parse(huge)
+
+
+def test_a_huge_prompt_is_cut() -> None:
+    (prompt,) = reply.parse(json.dumps({"prompts": ["calm " * 10_000]}))
+    assert prompt == ("calm " * 200).strip()
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_the_schema_asks_for_so_many_strings(n: int) -> None:
+    schema = reply.schema(n)
+    assert schema["required"] == ["prompts"]
+    prompts = schema["properties"]["prompts"]
+    assert prompts["items"] == {"type": "string"}
+    assert prompts["minItems"] == prompts["maxItems"] == n
+    assert json.loads(json.dumps(schema)) == schema
