@@ -107,6 +107,15 @@ def start_trial(
     return Trial(study, study._storage.create_new_trial(study._study_id, template_trial=template))
 
 
+def jsonable(details: Mapping[str, Any]) -> dict[str, Any]:
+    """The details as they are, or as a text where JSON has no word for one of them."""
+    try:
+        json.dumps(details, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return {"details": clip(repr(details))}
+    return dict(details)
+
+
 def clip(text: str, limit: int = MAX_TEXT) -> str:
     """The text, cut where a storage could refuse it; the cut is said."""
     if len(text) <= limit:

@@ -160,7 +160,9 @@ class LLMCatalystSampler(BaseSampler):
             params.update(self._inner(trial).sample_relative(study, trial, rest))
             for name in rest.keys() - params.keys():
                 params[name] = self.sample_independent(study, trial, name, rest[name])
-        if self._space is not None and prompt_names <= search_space.keys():
+        # A prompt that was enqueued is there already, whatever else of its trial is sampled.
+        enqueued = prompt_names <= trial.system_attrs.get("fixed_params", {}).keys()
+        if self._space is not None and prompt_names <= search_space.keys() and not enqueued:
             prompt = self._restart_prompt(study, trial, self._space)
             params.update(self._space.to_params(prompt))
         return params
@@ -203,7 +205,7 @@ class LLMCatalystSampler(BaseSampler):
         if self._independent_sampler is not None:
             return self._independent_sampler
         seeds = self._seed_sequence(trial, purpose or "relative").generate_state(1)
-        return TPESampler(seed=int(seeds[0]), warn_independent_sampling=False)
+        return TPESampler(seed=int(seeds[0]))
 
     def _seed_sequence(self, trial: FrozenTrial, purpose: str) -> np.random.SeedSequence:
         if self._seed is None:
@@ -272,11 +274,11 @@ class LLMCatalystSampler(BaseSampler):
             f"Trial {trial.number} restarts from {prompts[chosen].text!r} ({proposal.origin})."
         )
         return prompts[chosen], {
+            **records.jsonable(proposal.details),  # First: they come from someone else's code.
             "origin": proposal.origin,
             "failure": failure,
             "candidates": _candidate_records(prompts, scores),
             "n_proposed": len(proposal.prompts),
-            **proposal.details,
         }
 
     def _ask(self, request: ProposalRequest) -> tuple[Proposal, str | None]:

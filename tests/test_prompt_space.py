@@ -7,7 +7,6 @@ from typing import Any
 
 from hypothesis import example
 from hypothesis import given
-from hypothesis import settings
 from hypothesis import strategies as st
 import optuna
 from optuna.distributions import IntDistribution
@@ -87,9 +86,7 @@ def test_no_text_smuggles_a_special_token_in(tokenizer: Any, text: str, length: 
 
 
 @given(text=TEXTS, length=LENGTHS)
-def test_what_is_cut_and_what_is_padded_is_counted(
-    tokenizer: Any, text: str, length: int
-) -> None:
+def test_what_is_cut_and_what_is_padded_is_counted(tokenizer: Any, text: str, length: int) -> None:
     space = PromptSpace(tokenizer, length)
     text = with_a_token(tokenizer, text)
     prompt = space.from_text(text)
@@ -114,6 +111,12 @@ def test_a_prompt_has_exactly_as_many_tokens_as_the_space(
     prompt = word_space(3).from_text(text)
     assert prompt.text == kept
     assert (prompt.n_truncated, prompt.n_padding) == (n_truncated, n_padding)
+
+
+def test_padding_leaves_the_words_before_it_as_they_are(tokenizer: Any) -> None:
+    prompt = PromptSpace(tokenizer, 11).from_text("calm answer")
+    assert prompt.n_padding > 0
+    assert prompt.text.split() == ["calm", "answer", *["a"] * prompt.n_padding]
 
 
 def test_the_padding_word_can_be_chosen() -> None:

@@ -14,15 +14,17 @@ import pytest
 
 from optuna_llm_catalyst import load_trajectory
 from optuna_llm_catalyst import record_trajectory
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst import Trajectory
 from optuna_llm_catalyst import TrajectoryPoint
-from optuna_llm_catalyst import records
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False).filter(
-        lambda x: abs(x) != float("inf")
-    ),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.floats(allow_nan=False).filter(lambda x: abs(x) != float("inf")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=10,
 )

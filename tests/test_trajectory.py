@@ -20,9 +20,7 @@ POSITIONS = st.integers(0, 20)
 
 
 def swaps(floats: st.SearchStrategy[float]) -> st.SearchStrategy[Swap]:
-    return st.builds(
-        Swap, POSITIONS, st.text(), st.text(), floats, measured=st.none() | floats
-    )
+    return st.builds(Swap, POSITIONS, st.text(), st.text(), floats, measured=st.none() | floats)
 
 
 def points(floats: st.SearchStrategy[float]) -> st.SearchStrategy[TrajectoryPoint]:

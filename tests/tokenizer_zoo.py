@@ -9,8 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tests.toy_stage import WORDS
-from tests.toy_stage import WordTokenizer
 from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
@@ -19,8 +17,12 @@ from tokenizers import trainers
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from tests.toy_stage import WORDS
+from tests.toy_stage import WordTokenizer
 
-CORPUS = [" ".join(WORDS[i : i + 7]) + "." for i in range(len(WORDS))] + [
+
+# "a" stands between words often enough to become a token, as it is in every real vocabulary.
+CORPUS = [" a ".join(WORDS[i : i + 7]) + "." for i in range(len(WORDS))] + [
     "Ask again, don't wait: it isn't far (12 km).",
     "The answer is clear; a label says the topic of the text.",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import json
@@ -125,6 +124,3 @@ def run_python(code: str, *options: str, env: Mapping[str, str] | None = None) -
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-Screen = Callable[[Sequence[RestartPrompt]], Sequence[float]]

@@ -95,22 +95,27 @@ def read(path: str | Path) -> TrainedPrompt:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
-    facts: dict[str, Any] = json.loads(metadata.get("llm_catalyst", "{}"))
-    if facts.get("format") != _FORMAT or _PROMPT not in tensors:
-        raise CheckpointError(f"{path}: no soft prompt of this package (format {_FORMAT}).")
     head = {
         name.removeprefix(_HEAD_PREFIX): tensor
         for name, tensor in tensors.items()
         if name.startswith(_HEAD_PREFIX)
     }
-    return TrainedPrompt(
-        embeddings=tensors[_PROMPT],
-        head=head,
-        text=facts["text"],
-        token_ids=tuple(facts["token_ids"]),
-        model_name=facts["model_name"],
-        labels=tuple(facts["labels"]),
-    )
+    not_ours = f"{path}: no soft prompt of this package (format {_FORMAT})."
+    try:
+        facts: dict[str, Any] = json.loads(metadata["llm_catalyst"])
+        trained = TrainedPrompt(
+            embeddings=tensors[_PROMPT],
+            head=head,
+            text=facts["text"],
+            token_ids=tuple(facts["token_ids"]),
+            model_name=facts["model_name"],
+            labels=tuple(facts["labels"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(not_ours) from error
+    if facts.get("format") != _FORMAT:
+        raise CheckpointError(not_ours)
+    return trained
 
 
 def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None:

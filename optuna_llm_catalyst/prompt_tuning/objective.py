@@ -122,9 +122,12 @@ class PromptTuningObjective:
     def __call__(self, trial: BaseTrial) -> float:
         _check_direction(trial)
         workers.claim(trial)
-        prompt = self.space.suggest(trial)
-        start = embed([prompt.token_ids], self._model.word_embeddings)[0]  # (L, d)
-        return self._run(trial, self._stage_of(trial), prompt, start)
+        # A sampler that screens does so at the first suggestion: its passes are the trial's, too.
+        with counted_passes(self._model) as passes:
+            prompt = self.space.suggest(trial)
+            stage = self._stage_of(trial)
+            start = embed([prompt.token_ids], self._model.word_embeddings)[0]  # (L, d)
+            return self._run(trial, stage, prompt, start, passes)
 
     def score(self, prompts: Sequence[RestartPrompt]) -> list[float]:
         """Validation losses of prompts without training, all in one batched pass.
@@ -180,7 +183,9 @@ class PromptTuningObjective:
         try:
             workers.claim(trial)
             stage = replace(self._stage_of(trial), n_steps=n_steps)  # type: ignore[type-var]
-            value = self._run(trial, stage, self.space.suggest(trial), start, head)
+            prompt = self.space.suggest(trial)
+            with counted_passes(self._model) as passes:
+                value = self._run(trial, stage, prompt, start, passes, head)
         except optuna.TrialPruned:
             return study.tell(trial, state=TrialState.PRUNED)
         except BaseException:
@@ -194,37 +199,37 @@ class PromptTuningObjective:
         stage: Stage,
         prompt: RestartPrompt,
         start: Tensor,
+        passes: Passes,
         head: Head | None = None,
     ) -> float:
         points: list[TrajectoryPoint] = []
-        with counted_passes(self._model) as passes:
-            table = self._table_with(prompt.token_ids)
-            projector = Projector(
-                self._model,
-                table,
-                self._train,
-                self._validation,
-                start,
-                metric=self._metric,
-                n_checked_swaps=self._n_checked_swaps,
-            )
+        table = self._table_with(prompt.token_ids)
+        projector = Projector(
+            self._model,
+            table,
+            self._train,
+            self._validation,
+            start,
+            metric=self._metric,
+            n_checked_swaps=self._n_checked_swaps,
+        )
 
-            def observe(evaluation: Evaluation) -> bool:
-                points.append(projector.point(evaluation))
-                trial.report(evaluation.loss, evaluation.index)
-                if self._observe is not None:
-                    self._observe(trial, evaluation)
-                return trial.should_prune()
+        def observe(evaluation: Evaluation) -> bool:
+            points.append(projector.point(evaluation))
+            trial.report(evaluation.loss, evaluation.index)
+            if self._observe is not None:
+                self._observe(trial, evaluation)
+            return trial.should_prune()
 
-            result = stage.run(
-                self._model,
-                start,
-                self._train,
-                self._validation,
-                head=head,
-                seed=self._seed,
-                observe=observe,
-            )
+        result = stage.run(
+            self._model,
+            start,
+            self._train,
+            self._validation,
+            head=head,
+            seed=self._seed,
+            observe=observe,
+        )
         self._record(trial, prompt, result, points, passes)
         if result.stopped:
             raise optuna.TrialPruned(f"at step {result.n_steps}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import hashlib
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +64,14 @@ def load_pretrained(name: str = DEFAULT_MODEL, *, device: str = "cpu") -> Pretra
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         encoder = AutoModel.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
         raise ModelNotFoundError(f"model {name!r} cannot be loaded: {_line(error)}") from error
     finally:
         if shows_progress:
             logging.enable_progress_bar()
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without its files transformers makes up a tokenizer that knows no word.
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: it has no tokenizer files.")
     return Pretrained(name, source, encoder.to(device), tokenizer)
 
 
@@ -77,7 +81,7 @@ def _find(name: str) -> tuple[Path, str]:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return Path(name), "a folder"
     options: dict[str, Any] = {
         "allow_patterns": _FILES,

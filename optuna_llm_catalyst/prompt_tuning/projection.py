@@ -99,13 +99,16 @@ def drift(prompt: Tensor, start: Tensor, table: WordTable) -> tuple[DriftWord, .
     moved = prompt - start  # (L, d)
     # (e_w - p_0)·(p_t - p_0), and its norms, without a tensor of shape (L, W, d).
     inner = moved @ table.embeddings.T - (moved * start).sum(-1, keepdim=True)  # (L, W)
-    norms = torch.cdist(start, table.embeddings).clamp(min=1e-6)  # (L, W)
+    norms = torch.cdist(start, table.embeddings, compute_mode="donot_use_mm_for_euclid_dist")
     length = moved.norm(dim=-1, keepdim=True)  # (L, 1)
-    cosines, rows = (inner / (norms * length.clamp(min=1e-12))).max(-1)
+    fits = inner / (norms * length).clamp(min=1e-12)
+    # The start's own word lies in no direction, but rounding would give it one.
+    least = _MIN_DRIFT * start.norm(dim=-1, keepdim=True)  # (L, 1)
+    cosines, rows = fits.masked_fill(norms < least, -torch.inf).max(-1)
     found = [
         DriftWord(position, table.words[int(rows[position])], float(cosines[position]))
         for position in range(len(prompt))
-        if length[position] > _MIN_DRIFT * start[position].norm()
+        if length[position] > least[position] and cosines[position].isfinite()
     ]
     return tuple(sorted(found, key=lambda word: -word.cosine))
 

@@ -59,6 +59,8 @@ class MutationProposer:
             return random_prompt(space, rng), set()
         mother, father = (_draw_by_rank(history.points, rng) for _ in range(2))
         words = _crossover(mother.prompt.text.split(), father.prompt.text.split(), rng)
+        if not words:  # Random token ids can be blanks only.
+            return random_prompt(space, rng), set()
         for _ in range(int(rng.integers(1, 4))):
             position = int(rng.integers(len(words)))
             words[position] = self._replacement(space, mother, position, rng)

@@ -16,7 +16,8 @@ from optuna_llm_catalyst.exceptions import InvalidReplyError
 MAX_REPLY = 200_000
 MAX_PROMPT = 1_000
 _MAX_OBJECTS = 50
-_THINKING = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_THINKING = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
+_THOUGHT = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
 
 
 def schema(n_candidates: int) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def parse(reply: str) -> list[str]:
     """
     if len(reply) > MAX_REPLY:
         raise InvalidReplyError(f"the reply has {len(reply)} characters, over {MAX_REPLY}")
-    text = _THINKING.sub(" ", reply).strip()
+    text = _without_thinking(reply).strip()
     if not text:
         raise InvalidReplyError("the reply is empty")
     prompts = _find_prompts(text)
@@ -57,6 +58,21 @@ def parse(reply: str) -> list[str]:
     if not cleaned:
         raise InvalidReplyError("the reply's list of prompts is empty")
     return list(cleaned)
+
+
+def _without_thinking(reply: str) -> str:
+    """The reply without what stands between thinking tags.
+
+    A single pattern for both tags would take quadratic time for tags that are never closed.
+    """
+    kept, start = [], 0
+    while opening := _THINKING.search(reply, start):
+        closing = _THOUGHT.search(reply, opening.end())
+        if closing is None:
+            break
+        kept.append(reply[start : opening.start()])
+        start = closing.end()
+    return " ".join([*kept, reply[start:]])
 
 
 def _find_prompts(text: str) -> Any:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import ipaddress
 import json
 import os
+import re
 from typing import Any
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -140,15 +141,21 @@ class OllamaProvider:
     def _get_client(self) -> ollama.Client:
         if self._client is None:
             try:
+                import httpx
                 import ollama
             except ImportError as error:
                 raise ProviderError(
                     "the Ollama client is not installed: pip install 'optuna-llm-catalyst[ollama]'"
                 ) from error
-            # A proxy from the environment would take requests to this machine elsewhere.
-            self._client = ollama.Client(
-                host=self.host, timeout=self._timeout, trust_env=not _is_loopback(self.host)
-            )
+            try:
+                # A proxy from the environment would take requests to this machine elsewhere.
+                self._client = ollama.Client(
+                    host=self.host, timeout=self._timeout, trust_env=not _is_loopback(self.host)
+                )
+            except (ValueError, httpx.InvalidURL) as error:
+                raise ProviderError(
+                    f"`host` {self.host!r} is not the URL of a server: {error}"
+                ) from error
         return self._client
 
     @contextmanager
@@ -157,7 +164,7 @@ class OllamaProvider:
 
         Beside its own ``ResponseError`` these are httpx's errors, OSErrors for a refused
         connection, and, for bodies that are not what they should be, errors of JSON, of
-        pydantic and AttributeErrors.
+        pydantic, AttributeErrors, TypeErrors and RecursionErrors.
         """
         self._get_client()
         import httpx
@@ -167,7 +174,8 @@ class OllamaProvider:
         try:
             yield
         except ollama.ResponseError as error:
-            if error.status_code == 404 and "not found" in str(error.error):
+            # Another server on that port also says "not found", of its own pages.
+            if error.status_code == 404 and re.search("model .* not found", str(error.error)):
                 raise ProviderError(self._missing_model()) from error
             raise ProviderError(
                 f"Ollama at {self.host} answered with HTTP {error.status_code}: "
@@ -188,6 +196,8 @@ class OllamaProvider:
             pydantic.ValidationError,
             ollama.RequestError,
             AttributeError,
+            TypeError,
+            RecursionError,
         ) as error:
             raise ProviderError(
                 f"Ollama at {self.host} gave no usable answer: {type(error).__name__}: "

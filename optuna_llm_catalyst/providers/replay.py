@@ -54,7 +54,8 @@ class ReplayProvider:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Only a line feed ends a row: `splitlines` would also cut at U+2028 within a reply.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: recorded replies cannot be read: {error}") from error
     return [_row(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
@@ -63,7 +64,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number}: not JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("reply"), str):
         raise DataError(f'{path}:{number}: expected {{"reply": "..."}}, got {line[:80]}')

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 import optuna
@@ -10,6 +11,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
 from optuna.storages import RDBStorage
 import pytest
+from sqlalchemy import event
 import torch
 
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
@@ -32,7 +34,13 @@ def sqlite(tmp_path: Path) -> Iterator[Callable[[], RDBStorage]]:
 
     def open_storage() -> RDBStorage:
         opened.append(RDBStorage(f"sqlite:///{tmp_path / 'study.db'}"))
+        # The file need not survive a power cut: waiting for the disk is most of a short trial.
+        event.listen(opened[-1].engine, "connect", do_not_wait)
+        opened[-1].engine.dispose()
         return opened[-1]
+
+    def do_not_wait(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
 
     yield open_storage
     for storage in opened:

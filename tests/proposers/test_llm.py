@@ -60,7 +60,9 @@ def test_the_provider_is_asked_once_with_all_it_needs() -> None:
 
 
 def test_a_reply_becomes_candidates_in_its_order() -> None:
-    provider = Scribe(good_reply("silver river stone glass", "calm", "qqq zzz", "quick topic label"))
+    provider = Scribe(
+        good_reply("silver river stone glass", "calm", "qqq zzz", "quick topic label")
+    )
     proposal = LLMProposer(provider).propose(request_of(SPACE, HISTORY, n_candidates=4))
     assert [p.text for p in proposal.prompts] == [
         "silver river stone",

@@ -38,7 +38,9 @@ def test_the_same_seed_gives_the_same_proposal(seed: int, n: int, empty: bool) -
 
 @given(seed=st.integers(0, 2**31 - 1), n=st.integers(1, 6))
 def test_candidates_are_new_and_differ(seed: int, n: int) -> None:
-    prompts = MutationProposer().propose(request_of(SPACE, HISTORY, n_candidates=n, seed=seed)).prompts
+    prompts = (
+        MutationProposer().propose(request_of(SPACE, HISTORY, n_candidates=n, seed=seed)).prompts
+    )
     assert len(prompts) == n
     assert len({p.token_ids for p in prompts}) == n
     assert HISTORY.tried.isdisjoint(p.token_ids for p in prompts)
@@ -86,7 +88,10 @@ def test_a_proposal_follows_only_the_signals_if_told_so() -> None:
         request = request_of(SPACE, history, seed=seed)
         for child in MutationProposer(signal_probability=1.0).propose(request).prompts:
             for old, new, word in zip(
-                prompt.text.split(), ("violet", "velvet", "willow"), child.text.split(), strict=True
+                prompt.text.split(),
+                ("violet", "velvet", "willow"),
+                child.text.split(),
+                strict=True,
             ):
                 assert word in (old, new)
                 seen.add(word)

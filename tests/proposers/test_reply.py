@@ -13,7 +13,17 @@ from optuna_llm_catalyst.proposers import reply
 
 FRAGMENTS = st.sampled_from(
     ['{"prompts": ["calm"]}', '{"prompts":', "[", "]", "{", "}", '"', ",", "\\", "<think>"]
-    + ["</think>", "```json\n", "```", "null", "NaN", "1e999", "\x00", '{"prompts": [1]}', "\ud800"]
+    + [
+        "</think>",
+        "```json\n",
+        "```",
+        "null",
+        "NaN",
+        "1e999",
+        "\x00",
+        '{"prompts": [1]}',
+        "\ud800",
+    ]
 )
 
 
@@ -53,11 +63,11 @@ GOOD = '{"prompts": ["calm answer", "quick topic"]}'
         f"\n\n  {GOOD}\n",
         f"```json\n{GOOD}\n```",
         f"```\n{GOOD}\n```\nGood luck!",
-        f"<think>Maybe {{\"prompts\": [\"draft\"]}}? No.</think>{GOOD}",
+        f'<think>Maybe {{"prompts": ["draft"]}}? No.</think>{GOOD}',
         f"<THINKING>\nhm\n</THINKING>\n{GOOD}",
         f"<think>one</think> <think>two</think> {GOOD}",
         f"Sure! Here {{as asked}} they are: {GOOD} I hope {{this}} helps.",
-        f"{GOOD}\n{{\"prompts\": [\"a second thought\"]}}",
+        f'{GOOD}\n{{"prompts": ["a second thought"]}}',
         f'{{"note": "first"}} {GOOD}',
         f'{{"answer": {GOOD}}}',
         '{"prompts": ["calm answer", "calm answer", " calm   answer", "quick topic", ""]}',

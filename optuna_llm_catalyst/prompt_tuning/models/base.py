@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+import threading
 from typing import Any
 from typing import Protocol
 
@@ -113,10 +114,13 @@ class Passes:
 
 @contextmanager
 def counted_passes(model: TaskModel) -> Iterator[Passes]:
-    """Counts every pass through the frozen model, whoever makes it."""
+    """Counts every pass of this thread through the frozen model, whoever makes it."""
     passes = Passes()
+    owner = threading.get_ident()
 
     def forward(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != owner:  # Another trial's, with `n_jobs` above 1.
+            return
         given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
         passes.forward += 1
         passes.sequences += len(given if given is not None else args[0])

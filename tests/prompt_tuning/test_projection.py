@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+from typing import get_args
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+import torch
+from torch import Tensor
+
+from optuna_llm_catalyst import PromptSpace
+from optuna_llm_catalyst import TrajectoryPoint
+from optuna_llm_catalyst.prompt_tuning import nearest
+from optuna_llm_catalyst.prompt_tuning import word_table
+from optuna_llm_catalyst.prompt_tuning.models import counted_passes
+from optuna_llm_catalyst.prompt_tuning.models import evaluate
+from optuna_llm_catalyst.prompt_tuning.models import Head
+from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+from optuna_llm_catalyst.prompt_tuning.projection import drift
+from optuna_llm_catalyst.prompt_tuning.projection import Metric
+from optuna_llm_catalyst.prompt_tuning.projection import Projector
+from optuna_llm_catalyst.prompt_tuning.projection import promising_swaps
+from optuna_llm_catalyst.prompt_tuning.projection import WordTable
+from optuna_llm_catalyst.prompt_tuning.prompts import embed
+from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+
+from .tiny import ENCODERS
+from .tiny import make_encoder
+from .tiny import make_examples
+from .tiny import make_space
+from .tiny import TASK_MODELS
+
+
+each_metric = pytest.mark.parametrize("metric", get_args(Metric))
+seeds = st.integers(0, 2**32)
+
+
+def tiny_table(encoder: str = "bert") -> WordTable:
+    model, tokenizer = make_encoder(encoder)
+    return word_table(PromptSpace(tokenizer, 3), model.get_input_embeddings().weight)
+
+
+def random_table(n_words: int, width: int, seed: int) -> WordTable:
+    embeddings = torch.randn(n_words, width, generator=torch.Generator().manual_seed(seed))
+    return WordTable(tuple(range(n_words)), tuple(f"w{i}" for i in range(n_words)), embeddings)
+
+
+# Law 8: nearest token is nearest.
+
+
+@each_metric
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_word_of_a_table_is_nearest_to_itself(encoder: str, metric: Metric) -> None:
+    table = tiny_table(encoder)
+    assert nearest(table.embeddings, table, metric) == list(range(len(table.words)))
+
+
+@each_metric
+def test_every_word_of_the_real_minilm_is_nearest_to_itself(
+    minilm: Pretrained, metric: Metric
+) -> None:
+    space = PromptSpace(minilm.tokenizer, 8)
+    table = word_table(space, minilm.encoder.get_input_embeddings().weight)  # type: ignore[operator]
+    assert len(table.words) > 15_000
+    found = [row for rows in table.embeddings.split(512) for row in nearest(rows, table, metric)]
+    assert found == list(range(len(table.words)))
+
+
+@each_metric
+@given(seed=seeds)
+def test_a_word_with_some_noise_is_still_nearest_to_itself(metric: Metric, seed: int) -> None:
+    table = tiny_table()
+    noise = torch.randn(table.embeddings.shape, generator=torch.Generator().manual_seed(seed))
+    noise *= 0.05 * table.embeddings.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
+    assert nearest(table.embeddings + noise, table, metric) == list(range(len(table.words)))
+
+
+@each_metric
+@given(seed=seeds, n_words=st.integers(1, 20), width=st.integers(2, 8))
+def test_the_nearest_word_is_the_one_found_by_looking_at_each(
+    metric: Metric, seed: int, n_words: int, width: int
+) -> None:
+    table = random_table(n_words, width, seed)
+    prompt = random_table(5, width, seed + 1).embeddings
+    for token, row in zip(prompt.double(), nearest(prompt, table, metric), strict=True):
+        words = table.embeddings.double()
+        if metric == "cosine":
+            distances = [-torch.cosine_similarity(token, word, dim=0) for word in words]
+        else:
+            distances = [(token - word).norm() for word in words]
+        assert distances[row] <= min(distances) + 1e-5
+
+
+def test_the_two_metrics_can_differ() -> None:
+    table = WordTable((0, 1), ("far", "near"), torch.tensor([[10.0, 0.0], [0.7, 0.7]]))
+    prompt = torch.tensor([[1.0, 0.1]])
+    assert nearest(prompt, table, "cosine") == [0]
+    assert nearest(prompt, table, "l2") == [1]
+
+
+def test_an_unknown_metric_is_refused() -> None:
+    with pytest.raises(ValueError, match="'cosine' or 'l2', got 'dot'"):
+        nearest(torch.zeros(1, 32), tiny_table(), "dot")  # type: ignore[arg-type]
+
+
+def test_a_table_has_the_whole_words_and_their_embeddings() -> None:
+    model, tokenizer = make_encoder()
+    space = PromptSpace(tokenizer, 3)
+    weight = model.get_input_embeddings().weight
+    table = word_table(space, weight)
+    assert dict(zip(table.token_ids, table.words, strict=True)) == space.whole_words
+    assert torch.equal(table.embeddings, weight[list(table.token_ids)])
+    assert "wolf" in table.words
+    assert not {"##s", "[CLS]", "a"} & set(table.words)
+
+
+def test_a_table_takes_the_tokens_that_it_must_name_whatever_they_are() -> None:
+    model, tokenizer = make_encoder()
+    space = PromptSpace(tokenizer, 3)
+    weight = model.get_input_embeddings().weight
+    plain = word_table(space, weight)
+    wolf, piece, cls = (tokenizer.convert_tokens_to_ids(t) for t in ("wolf", "##ing", "[CLS]"))
+    table = word_table(space, weight, also=(wolf, piece, cls, piece))
+    assert table.token_ids == (*plain.token_ids, piece, cls)
+    for metric in get_args(Metric):
+        rows = nearest(weight[[piece, wolf, cls]].detach(), table, metric)
+        assert [table.token_ids[row] for row in rows] == [piece, wolf, cls]
+
+
+# Drift.
+
+
+def slow_drift(prompt: Tensor, start: Tensor, table: WordTable) -> list[list[float]]:
+    """Cosines by position and word, one by one; -2 for the word that the start is."""
+    found = []
+    for token, origin in zip(prompt.double(), start.double(), strict=True):
+        row = []
+        for word in table.embeddings.double():
+            there = word - origin
+            is_start = there.norm() < 1e-3 * origin.norm()
+            row.append(
+                -2.0 if is_start else float(torch.cosine_similarity(token - origin, there, dim=0))
+            )
+        found.append(row)
+    return found
+
+
+@given(
+    seed=seeds,
+    n_words=st.integers(2, 40),
+    width=st.sampled_from([2, 8, 64]),
+    size=st.sampled_from([0.002, 0.05, 1.0]),
+)
+def test_drift_is_the_best_cosine_found_by_looking_at_each_word(
+    seed: int, n_words: int, width: int, size: float
+) -> None:
+    table = random_table(n_words, width, seed)
+    start = table.embeddings[[0, 1, 0]]
+    step = random_table(3, width, seed + 1).embeddings
+    prompt = start + size * step * start.norm(dim=-1, keepdim=True) / step.norm(
+        dim=-1, keepdim=True
+    )
+    cosines = slow_drift(prompt, start, table)
+    found = drift(prompt, start, table)
+    assert sorted(word.position for word in found) == [0, 1, 2]
+    for word in found:
+        assert word.cosine == pytest.approx(max(cosines[word.position]), abs=2e-3)
+        named = cosines[word.position][table.words.index(word.word)]
+        assert named == pytest.approx(word.cosine, abs=2e-3)
+    assert [word.cosine for word in found] == sorted((w.cosine for w in found), reverse=True)
+
+
+@pytest.mark.parametrize("part", [0.01, 0.3, 1.0])
+def test_moving_towards_a_word_names_that_word_with_cosine_one(part: float) -> None:
+    table = tiny_table()
+    for row in range(3, len(table.words)):
+        start = table.embeddings[[0, 1, 2]]
+        prompt = start.clone()
+        prompt[1] += part * (table.embeddings[row] - start[1])
+        [word] = drift(prompt, start, table)
+        assert (word.position, word.word) == (1, table.words[row])
+        assert word.cosine == pytest.approx(1, abs=1e-3)
+
+
+def test_moving_towards_a_word_of_the_real_minilm_names_that_word(minilm: Pretrained) -> None:
+    space = PromptSpace(minilm.tokenizer, 8)
+    table = word_table(space, minilm.encoder.get_input_embeddings().weight)  # type: ignore[operator]
+    rows = torch.randperm(len(table.words), generator=torch.Generator().manual_seed(0))[:16]
+    start, goal = table.embeddings[rows[:8]], table.embeddings[rows[8:]]
+    found = drift(start + 0.05 * (goal - start), start, table)
+    assert {w.position: w.word for w in found} == {
+        i: table.words[int(row)] for i, row in enumerate(rows[8:])
+    }
+    assert all(word.cosine == pytest.approx(1, abs=1e-3) for word in found)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-4])
+def test_tokens_that_hardly_moved_have_no_drift(size: float) -> None:
+    table = tiny_table()
+    start = table.embeddings[:3]
+    moved = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+    moved *= size * start.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True)
+    assert drift(start + moved, start, table) == ()
+
+
+def test_the_only_word_of_a_table_is_no_direction_from_itself() -> None:
+    table = random_table(1, 4, seed=0)
+    assert drift(table.embeddings + 0.1, table.embeddings, table) == ()
+
+
+# Swaps, to first order.
+
+
+@given(
+    seed=seeds,
+    n_words=st.integers(1, 30),
+    length=st.integers(1, 5),
+    n=st.integers(0, 12),
+)
+def test_promising_swaps_are_the_lowest_first_order_changes_two_a_position(
+    seed: int, n_words: int, length: int, n: int
+) -> None:
+    table = random_table(n_words, 6, seed)
+    hard = table.embeddings[torch.arange(length) % n_words]
+    gradient = random_table(length, 6, seed + 1).embeddings
+    every = []
+    for position in range(length):
+        changes = [
+            (float((word - hard[position]) @ gradient[position]), row)
+            for row, word in enumerate(table.embeddings)
+        ]
+        every += [(c, position, row) for c, row in sorted(changes)[:2] if c < -1e-5]
+    expected = sorted(every)[:n]
+    found = [swap for swap in promising_swaps(hard, gradient, table, n) if swap[2] < -1e-5]
+    assert [(position, row) for position, row, _ in found] == [(p, r) for _, p, r in expected]
+    changes = [change for *_, change in found]
+    assert changes == pytest.approx([c for c, *_ in expected], abs=1e-4)
+
+
+def test_no_swap_is_promised_where_the_loss_is_flat() -> None:
+    table = tiny_table()
+    assert promising_swaps(table.embeddings[:3], torch.zeros(3, 32), table, 8) == []
+
+
+class Scene:
+    """A projector with what it needs, and an evaluation at its start."""
+
+    def __init__(self, model_name: str, *, n_checked_swaps: int = 4) -> None:
+        self.model: TaskModel = TASK_MODELS[model_name]()
+        self.table = word_table(make_space(), self.model.word_embeddings)
+        self.train = self.model.encode(make_examples(20, seed=1))
+        self.validation = self.model.encode(make_examples(12, seed=2))
+        prompt = make_space().from_text("people write this")
+        self.start = embed([prompt.token_ids], self.model.word_embeddings)[0]
+        self.head: Head = self.model.fresh_head(self.start[None], self.train)
+        self.projector = Projector(
+            self.model,
+            self.table,
+            self.train,
+            self.validation,
+            self.start,
+            n_checked_swaps=n_checked_swaps,
+        )
+
+    def evaluation(self, prompt: Tensor, *, step: int = 0) -> Evaluation:
+        metrics = evaluate(self.model, prompt[None], self.head, self.validation)
+        return Evaluation(step, step, prompt, self.head, metrics.loss[0], metrics.accuracy[0])
+
+    def point(self, prompt: Tensor, *, step: int = 0) -> TrajectoryPoint:
+        return self.projector.point(self.evaluation(prompt, step=step))
+
+    def swapped(self, position: int, word: str, *, part: float = 1.0) -> Tensor:
+        prompt = self.start.clone()
+        goal = self.table.embeddings[self.table.words.index(word)]
+        prompt[position] += part * (goal - prompt[position])
+        return prompt
+
+
+each_model = pytest.mark.parametrize("model_name", TASK_MODELS)
+
+
+@each_model
+def test_the_start_is_named_by_its_own_words_and_has_not_drifted(model_name: str) -> None:
+    scene = Scene(model_name)
+    evaluation = scene.evaluation(scene.start)
+    point = scene.projector.point(evaluation)
+    assert point.text == "people write this"
+    assert point.token_ids == make_space().from_text("people write this").token_ids
+    assert (point.step, point.loss, point.accuracy) == (0, evaluation.loss, evaluation.accuracy)
+    assert point.hard_loss == pytest.approx(evaluation.loss, abs=1e-6)
+    assert point.drift == ()
+
+
+@each_model
+def test_a_point_far_from_the_start_has_the_nearest_words_their_loss_and_the_drift(
+    model_name: str,
+) -> None:
+    scene = Scene(model_name)
+    prompt = scene.swapped(1, "wolf", part=0.9)
+    point = scene.point(prompt, step=5)
+    assert (point.step, point.text) == (5, "people wolf this")
+    hard = scene.evaluation(scene.swapped(1, "wolf"))
+    assert point.hard_loss == pytest.approx(hard.loss, abs=1e-6)
+    assert point.loss != point.hard_loss
+    [word] = point.drift
+    assert (word.position, word.word, word.cosine) == (1, "wolf", pytest.approx(1, abs=1e-3))
+
+
+@each_model
+def test_a_swap_is_measured_as_the_swapped_prompt_is_evaluated_alone(model_name: str) -> None:
+    scene = Scene(model_name)
+    point = scene.point(scene.start)
+    assert 1 <= len(point.swaps) <= 4
+    for swap in point.swaps:
+        assert swap.old == point.words[swap.position]
+        alone = scene.evaluation(scene.swapped(swap.position, swap.new))
+        assert point.hard_loss is not None
+        assert swap.measured == pytest.approx(alone.loss - point.hard_loss, abs=1e-5)
+    measured = [swap.measured for swap in point.swaps]
+    assert measured == sorted(measured)
+
+
+@each_model
+def test_a_swaps_prediction_is_the_slope_of_the_training_loss_towards_its_word(
+    model_name: str,
+) -> None:
+    scene = Scene(model_name)
+
+    def training_loss(prompt: Tensor) -> float:
+        return evaluate(scene.model, prompt[None], scene.head, scene.train).loss[0]
+
+    for swap in scene.point(scene.start).swaps:
+        ahead, behind = (
+            training_loss(scene.swapped(swap.position, swap.new, part=part))
+            for part in (0.01, -0.01)
+        )
+        assert swap.predicted < 0
+        assert swap.predicted == pytest.approx((ahead - behind) / 0.02, rel=0.02)
+
+
+@each_model
+def test_the_swaps_that_are_measured_are_those_of_the_lowest_slope(model_name: str) -> None:
+    few, many = (Scene(model_name, n_checked_swaps=n).point for n in (2, 6))
+    start = Scene(model_name).start
+    predicted = sorted(swap.predicted for swap in many(start).swaps)
+    assert sorted(swap.predicted for swap in few(start).swaps) == pytest.approx(predicted[:2])
+
+
+@each_model
+def test_a_projection_is_measured_once_and_again_only_when_its_words_change(
+    model_name: str,
+) -> None:
+    scene = Scene(model_name)
+    near = [scene.start, scene.start + 1e-3, scene.swapped(0, "wolf", part=0.1)]
+    evaluations = [scene.evaluation(prompt, step=i) for i, prompt in enumerate(near)]
+    other = scene.evaluation(scene.swapped(0, "wolf"), step=3)
+    with counted_passes(scene.model) as first:
+        points = [scene.projector.point(evaluations[0])]
+    with counted_passes(scene.model) as again:
+        points += [scene.projector.point(evaluation) for evaluation in evaluations[1:]]
+    with counted_passes(scene.model) as moved:
+        changed = scene.projector.point(other)
+    assert first.forward > 0
+    assert again.forward == again.backward == 0
+    assert (moved.forward, moved.backward) == (first.forward, first.backward)
+    assert len({(p.words, p.hard_loss, p.swaps) for p in points}) == 1
+    assert [p.step for p in points] == [0, 1, 2]
+    assert changed.words == ("wolf", "write", "this")
+
+
+@each_model
+def test_without_swaps_a_projection_costs_one_evaluation_and_no_gradient(model_name: str) -> None:
+    scene = Scene(model_name, n_checked_swaps=0)
+    evaluation = scene.evaluation(scene.start)
+    with counted_passes(scene.model) as passes:
+        point = scene.projector.point(evaluation)
+    assert point.swaps == ()
+    assert (passes.forward, passes.backward) == (1, 0)
+
+
+@each_model
+def test_a_prompt_that_is_no_number_any_more_has_a_point_all_the_same(model_name: str) -> None:
+    scene = Scene(model_name)
+    nan = torch.full_like(scene.start, torch.nan)
+    head = {name: torch.full_like(rows, torch.nan) for name, rows in scene.head.items()}
+    point = scene.projector.point(Evaluation(1, 1, nan, head, torch.nan, 0.0))
+    assert len(point.words) == 3
+    assert point.drift == ()
