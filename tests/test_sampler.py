@@ -178,7 +178,7 @@ def test_copies_made_before_and_after_use_are_equal(
 
 def test_two_threads_finish_their_trials(storage: BaseStorage) -> None:
     study = optuna.create_study(storage=storage, sampler=replay_sampler())
-    study.optimize(ToyObjective(SPACE), n_trials=8, n_jobs=2)
+    study.optimize(ToyObjective(SPACE), n_trials=6, n_jobs=2)
     assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all(SPACE.decode(trial).text == trial.user_attrs["prompt"] for trial in study.trials)
     SPACE.check(study.trials)

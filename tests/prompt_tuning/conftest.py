@@ -3,15 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+import sqlite3
 
 from huggingface_hub import constants
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage
+from optuna.storages import InMemoryStorage
 from optuna.storages import RDBStorage
 import pytest
-from sqlalchemy import event
 import torch
 
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
@@ -30,22 +30,31 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture
 def sqlite(tmp_path: Path) -> Iterator[Callable[[], RDBStorage]]:
     """A function that opens the test's one SQLite file again, as another process would."""
+    path = tmp_path / "study.db"
     opened: list[RDBStorage] = []
 
-    def open_storage() -> RDBStorage:
-        opened.append(RDBStorage(f"sqlite:///{tmp_path / 'study.db'}"))
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
         # The file need not survive a power cut: waiting for the disk is most of a short trial.
-        event.listen(opened[-1].engine, "connect", do_not_wait)
-        opened[-1].engine.dispose()
-        return opened[-1]
-
-    def do_not_wait(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA synchronous = OFF")
+        return connection
+
+    def open_storage() -> RDBStorage:
+        opened.append(RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect}))
+        return opened[-1]
 
     yield open_storage
     for storage in opened:
         storage.remove_session()
         storage.engine.dispose()
+
+
+@pytest.fixture(params=["in_memory", "sqlite"])
+def storage(request: pytest.FixtureRequest) -> BaseStorage:
+    if request.param == "in_memory":
+        return InMemoryStorage()
+    open_storage: Callable[[], RDBStorage] = request.getfixturevalue("sqlite")
+    return open_storage()
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def any_head(model: TaskModel, prompts: Tensor) -> Head:
     """A head that is not the outcome of a fit, which could even differences out."""
     if isinstance(model, DualEncoderClassifier):
         return {}
-    width: int = model.encoder.config.hidden_size  # type: ignore[union-attr, assignment]
+    width: int = model.encoder.config.hidden_size
     return random_head(width, len(prompts))
 
 

@@ -119,7 +119,7 @@ def test_training_helps_and_the_trained_prompt_is_kept(model_name: str, store: S
     objective.space.enqueue(study, "new old over")
     study.optimize(objective, n_trials=1)
     trial = study.best_trial
-    assert trial.value < trial.intermediate_values[0]  # type: ignore[operator]
+    assert trial.value < trial.intermediate_values[0]
     trained = load_soft_prompt(study, artifact_store=store)
     start = embed([trained.token_ids], TASK_MODELS[model_name]().word_embeddings)[0]
     assert not torch.equal(trained.embeddings, start)
@@ -165,7 +165,7 @@ def test_the_same_prompt_has_the_same_value_whenever_it_is_tried(
 
 def test_tokens_that_are_no_words_are_named_by_themselves_at_the_start(store: Store) -> None:
     objective = make_objective(store=store)
-    encode = objective.space.tokenizer.convert_tokens_to_ids  # type: ignore[attr-defined]
+    encode = objective.space.tokenizer.convert_tokens_to_ids
     token_ids = (encode("[CLS]"), encode("##ing"), encode("wolf"))
     study = optuna.create_study()
     study.enqueue_trial(dict(zip(objective.space.param_names, token_ids, strict=True)))
@@ -282,7 +282,8 @@ def test_a_study_that_is_resumed_goes_on_as_if_it_had_not_stopped(
 ) -> None:
     def run(name: str, n_trials: int) -> optuna.Study:
         # All is made anew, as in a new process.
-        objective = make_objective(model_name, store=store)
+        stage = GradientStage(n_steps=2, lr=0.03, eval_every=2)
+        objective = make_objective(model_name, store=store, stage=stage)
         sampler = LLMCatalystSampler(
             objective.space, screen=objective.score, n_startup_trials=2, seed=0
         )

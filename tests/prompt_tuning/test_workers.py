@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 import os
@@ -11,6 +12,7 @@ import time
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage
 from optuna.trial import BaseTrial
 from optuna.trial import Trial
 from optuna.trial import TrialState
@@ -79,7 +81,9 @@ def dead_pid() -> int:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Needs POSIX signals.")
-def test_a_killed_workers_trial_is_marked_failed_and_only_that(tmp_path: Path, sqlite) -> None:
+def test_a_killed_workers_trial_is_marked_failed_and_only_that(
+    tmp_path: Path, sqlite: Callable[[], RDBStorage]
+) -> None:
     study = optuna.create_study(storage=sqlite(), study_name="study")
     mine, unclaimed = study.ask(), study.ask()
     workers.claim(mine)
@@ -105,39 +109,43 @@ def test_a_trial_whose_process_is_gone_is_marked_failed(
     assert states(study) == [TrialState.FAIL] * 2
 
 
-def test_a_process_of_the_same_id_that_started_at_another_time_is_another_process(
-    study: optuna.Study,
-) -> None:
+def test_a_process_of_the_same_id_that_started_at_another_time_is_another_process() -> None:
+    study = optuna.create_study()
     started = psutil.Process().create_time()
     earlier = ask(study, started=started - 60)
     later = ask(study, started=started + 60)
     assert fail_dead_trials(study) == [earlier.number, later.number]
 
 
-def test_a_start_time_may_be_rounded(study: optuna.Study) -> None:
+def test_a_start_time_may_be_rounded() -> None:
+    study = optuna.create_study()
     ask(study, started=psutil.Process().create_time() + 0.01)
     assert fail_dead_trials(study) == []
 
 
-def test_a_living_workers_trial_is_left_alone(study: optuna.Study) -> None:
+def test_a_living_workers_trial_is_left_alone() -> None:
+    study = optuna.create_study()
     workers.claim(study.ask())
     assert fail_dead_trials(study) == []
     assert states(study) == [TrialState.RUNNING]
 
 
-def test_a_trial_of_another_machine_is_left_alone(study: optuna.Study, dead_pid: int) -> None:
+def test_a_trial_of_another_machine_is_left_alone(dead_pid: int) -> None:
+    study = optuna.create_study()
     ask(study, pid=dead_pid, host="elsewhere")
     assert fail_dead_trials(study) == []
     assert states(study) == [TrialState.RUNNING]
 
 
-def test_a_trial_that_no_worker_claimed_is_left_alone(study: optuna.Study) -> None:
+def test_a_trial_that_no_worker_claimed_is_left_alone() -> None:
+    study = optuna.create_study()
     study.ask()
     assert fail_dead_trials(study) == []
     assert states(study) == [TrialState.RUNNING]
 
 
-def test_trials_that_do_not_run_are_left_alone(study: optuna.Study, dead_pid: int) -> None:
+def test_trials_that_do_not_run_are_left_alone(dead_pid: int) -> None:
+    study = optuna.create_study()
     finished = ask(study, pid=dead_pid)
     study.tell(finished, 1.0)
     study.enqueue_trial({})
