@@ -7,7 +7,7 @@ STAGES ?= 10
 
 demo: .venv/.demo
 	$(BIN)/optuna-llm-catalyst tune demo --storage sqlite:///demo.db --study-name demo \
-		--stages $(STAGES) --steps 60
+		--stages $(STAGES) --steps 60 --artifacts demo.artifacts
 
 test: .venv/.dev
 	$(BIN)/python -m pytest
@@ -18,7 +18,7 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 # Everything for development is more than everything for the demo.
-.venv/.demo: | .venv/.python
+.venv/.demo: pyproject.toml constraints.txt | .venv/.python
 	test -f .venv/.dev || $(BIN)/python -m pip install -q -c constraints.txt -e '.[demo]'
 	touch $@
 
@@ -31,4 +31,4 @@ lint: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv demo.db llm_catalyst_artifacts
+	rm -rf .venv demo.db demo.artifacts

@@ -6,7 +6,9 @@ records, which are JSON, are parsed for the best trials alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 import heapq
@@ -75,6 +77,7 @@ class History:
         points: The best prompts, best first: stages, then prompts that were never trained.
         in_flight: Prompts that running and waiting trials try now.
         tried: Token ids of every prompt that is finished, running or waiting.
+        failures: How often a trial of a prompt failed.
         n_finished: Finished stages, complete or pruned.
         n_llm_calls: Trials for which an LLM was asked before.
         minimize: Whether a lower value is better.
@@ -83,6 +86,7 @@ class History:
     points: tuple[HistoryPoint, ...] = ()
     in_flight: tuple[RestartPrompt, ...] = ()
     tried: frozenset[TokenIds] = field(default=frozenset(), repr=False)
+    failures: Mapping[TokenIds, int] = field(default_factory=dict)
     n_finished: int = 0
     n_llm_calls: int = 0
     minimize: bool = True
@@ -98,6 +102,9 @@ def from_study(
         space: The prompts' space; trials without its parameters are passed over.
         top_k: How many points to return at most.
         exclude: Number of the trial that asks, which is not part of its own history.
+
+    Raises:
+        StudyMismatchError: If the study's prompts are not of this space.
     """
     minimize = study.direction == StudyDirection.MINIMIZE
     sign = 1.0 if minimize else -1.0
@@ -105,32 +112,56 @@ def from_study(
     # The best stage of each prompt: a prompt may have been trained more than once.
     stages: dict[TokenIds, tuple[float, int, TokenIds, FrozenTrial]] = {}
     tried: set[TokenIds] = set()
+    failures: Counter[TokenIds] = Counter()
     flying: list[FrozenTrial] = []
+    last: FrozenTrial | None = None
     n_finished = n_llm_calls = 0
     for trial in records.all_trials(study):
-        n_llm_calls += "llm_seconds" in trial.user_attrs
+        if "llm_seconds" in trial.user_attrs:
+            # A trial that optuna runs again inherits the attribute without asking again.
+            n_llm_calls += "failed_trial" not in trial.system_attrs
         if trial.state in _FINISHED:
+            last = trial
             token_ids = token_ids_of(trial.params)
             if token_ids is None:
                 continue
-            n_finished += 1
             tried.add(token_ids)
+            # A refined stage did not start from its words: it says nothing about them.
+            if trial.user_attrs.get("origin") == "refine":
+                continue
+            n_finished += 1
             value = trial.value
             if value is not None and not math.isnan(value):
                 best = stages.get(token_ids)
                 if best is None or sign * value < best[0]:
                     stages[token_ids] = (sign * value, trial.number, token_ids, trial)
-        elif trial.state in _UNFINISHED and trial.number != exclude:
-            flying.append(trial)
+        elif trial.state in _UNFINISHED:
+            if trial.number != exclude:
+                flying.append(trial)
+        elif (token_ids := token_ids_of(trial.params)) is not None:
+            failures[token_ids] += 1
+    if last is not None:
+        space.check([last])
     in_flight = _in_flight(flying, space)
     return History(
         points=_top_points(stages.values(), space, sign=sign, top_k=top_k),
         in_flight=in_flight,
         tried=frozenset(tried | {prompt.token_ids for prompt in in_flight}),
+        failures=failures,
         n_finished=n_finished,
         n_llm_calls=n_llm_calls,
         minimize=minimize,
     )
+
+
+def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozenset[TokenIds]:
+    """The prompts of all running trials but one."""
+    trials = [
+        trial
+        for trial in records.all_trials(study)
+        if trial.state == TrialState.RUNNING and trial.number != exclude
+    ]
+    return frozenset(prompt.token_ids for prompt in _in_flight(trials, space))
 
 
 def _token_ids_getter(space: PromptSpace) -> Any:
@@ -156,7 +187,9 @@ def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[Resta
         token_ids = (
             token_ids_of(trial.params) or token_ids_of(fixed) or proposal.get("token_ids") or ()
         )
-        if len(token_ids) == space.num_virtual_tokens:
+        # Optuna lets anything be enqueued; what is no prompt of the space cannot collide.
+        inside = all(0 <= token_id < space.vocab_size for token_id in token_ids)
+        if inside and len(token_ids) == space.num_virtual_tokens:
             found[tuple(token_ids)] = None
     return tuple(space.from_token_ids(token_ids) for token_ids in found)
 

@@ -124,14 +124,18 @@ class PromptSpace:
         """
         special = self._special_ids
         texts = self._decode_each(range(self.vocab_size))
-        words = {
+        letters = {
             token_id: word
             for token_id, text in enumerate(texts)
-            if len(word := text.strip()) >= _MIN_WORD_LENGTH
-            and word.isascii()
-            and word.isalpha()
-            and token_id not in special
+            if (word := text.strip()).isalpha() and token_id not in special
         }
+        # Multilingual vocabularies are full of fragments; a short or foreign one is a word where
+        # there is nothing else, as in a Chinese vocabulary.
+        words = {
+            token_id: word
+            for token_id, word in letters.items()
+            if word.isascii() and len(word) >= _MIN_WORD_LENGTH
+        } or letters
         # A word counts when it is one token behind a space: this drops the pieces of a BPE.
         encoded = self._encode_each([f"{word} {word}" for word in words.values()])
         return {
@@ -139,6 +143,11 @@ class PromptSpace:
             for (token_id, word), ids in zip(words.items(), encoded, strict=True)
             if ids and ids[-1] == token_id
         }
+
+    @cached_property
+    def word_ids(self) -> dict[str, int]:
+        """The whole words with their token ids; of two ids of one word, the lower."""
+        return {word: token_id for token_id, word in reversed(self.whole_words.items())}
 
     @cached_property
     def words(self) -> tuple[str, ...]:
@@ -257,11 +266,12 @@ class PromptSpace:
                     f"space {self.num_virtual_tokens}. Use the same number, or a new study name."
                 )
             sizes = {getattr(trial.distributions[name], "high", -1) + 1 for name in names}
-            if sizes - {self.vocab_size}:
+            other_sizes = sizes - {self.vocab_size}
+            if other_sizes:
                 raise StudyMismatchError(
-                    f"Trial {trial.number} was made with a vocabulary of {sizes.pop()} tokens, "
-                    f"this tokenizer has {self.vocab_size}. Use the model of the study, or a new "
-                    "study name."
+                    f"Trial {trial.number} was made with a vocabulary of {other_sizes.pop()} "
+                    f"tokens, this tokenizer has {self.vocab_size}. Use the model of the study, "
+                    "or a new study name."
                 )
             text = trial.user_attrs.get("prompt")
             complete = set(self.param_names) <= set(trial.params)

@@ -41,9 +41,12 @@ def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
 
 
 def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
-    """The trajectory recorded on a trial; None if there is none."""
+    """The trajectory recorded on a trial; None if there is none that can be read."""
     payload = load(trial, "trajectory")
-    return None if payload is None else Trajectory.from_json(payload)
+    try:
+        return None if payload is None else Trajectory.from_json(payload)
+    except (KeyError, TypeError, ValueError):
+        return None  # Written by another version.
 
 
 def save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:

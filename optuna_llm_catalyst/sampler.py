@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
+from dataclasses import replace
 import math
 import time
 from typing import Any
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 Screen = Callable[[Sequence[RestartPrompt]], Sequence[float]]
 
 _DEFAULT_N_STARTUP_TRIALS = 3
+#: A startup prompt gets a second chance after a crash, not a third.
+_MAX_FAILURES = 2
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
@@ -227,69 +231,93 @@ class LLMCatalystSampler(BaseSampler):
         known = records.load(trial, "proposal")
         if known is not None:
             return space.from_token_ids(known["token_ids"])
-        past = history.from_study(study, space, top_k=self._top_k, exclude=trial.number)
+        past = self._read(study, trial, space)
         if past.n_finished < self._n_startup_trials:
-            prompt, record = self._startup(past, trial, space)
+            ranked, record = self._startup(past, trial, space)
         else:
-            prompt, record = self._propose(study, past, trial, space)
-        record |= {"token_ids": list(prompt.token_ids), "text": prompt.text}
-        records.save_proposal(study, trial, record)
+            ranked, record = self._propose(study, past, trial, space)
+        for prompt in ranked:
+            record |= {"token_ids": list(prompt.token_ids), "text": prompt.text}
+            records.save_proposal(study, trial, record)
+            # Another worker may have published the same prompt since the history was read. As
+            # everyone publishes first and looks then, at least one of the two sees it and yields.
+            if prompt.token_ids not in history.running(study, space, exclude=trial.number):
+                break
         records.set_user_attr(study, trial, "origin", record["origin"])
         return prompt
 
+    def _read(
+        self, study: optuna.Study, trial: FrozenTrial, space: PromptSpace
+    ) -> history.History:
+        return history.from_study(study, space, top_k=self._top_k, exclude=trial.number)
+
     def _startup(
         self, past: history.History, trial: FrozenTrial, space: PromptSpace
-    ) -> tuple[RestartPrompt, dict[str, Any]]:
+    ) -> tuple[list[RestartPrompt], dict[str, Any]]:
+        """Prompts to start from, the preferred one first."""
         rng = np.random.default_rng(self._seed_sequence(trial, "startup"))
-        untried = [p for p in self._startup_prompts if p.token_ids not in past.tried]
-        prompt = untried[0] if untried else random_prompt(space, rng)
-        return prompt, {"origin": "startup"}
+        untried = [
+            prompt
+            for prompt in self._startup_prompts
+            if prompt.token_ids not in past.tried
+            and past.failures.get(prompt.token_ids, 0) < _MAX_FAILURES
+        ]
+        return [*untried, random_prompt(space, rng)], {"origin": "startup"}
 
     def _propose(
         self, study: optuna.Study, past: history.History, trial: FrozenTrial, space: PromptSpace
-    ) -> tuple[RestartPrompt, dict[str, Any]]:
+    ) -> tuple[list[RestartPrompt], dict[str, Any]]:
+        """Prompts to restart from, the preferred one first."""
         seed = int(self._seed_sequence(trial, "propose").generate_state(1)[0]) & 0x7FFFFFFF
         request = ProposalRequest(space, past, self._n_candidates, seed, trial.number)
         started = time.perf_counter()
         proposal, failure = self._ask(request)
-        if not isinstance(self._proposer, MutationProposer):
+        if proposal.origin == "llm":
             seconds = time.perf_counter() - started
             records.set_user_attr(study, trial, "llm_seconds", round(seconds, 3))
             self._count_tokens(study, trial, proposal)
-        prompts = _fresh(proposal.prompts, past)
-        if not prompts:
-            if failure is None and proposal.origin != "mutation":
-                failure = f"all {len(proposal.prompts)} candidates were tried before"
-            fallback = self._mutation.propose(request)
-            proposal = Proposal(fallback.prompts, "mutation", proposal.details)
-            prompts = fallback.prompts
+            # An LLM takes its time, in which other workers went on.
+            request = replace(request, history=self._read(study, trial, space))
+        fresh = _fresh(proposal.prompts, request)
+        if failure is None and not fresh:
+            failure = f"all {len(proposal.prompts)} candidates were tried before"
+        proposal = replace(proposal, prompts=fresh)
         if failure is not None:
             _logger.warning(f"Trial {trial.number} restarts from a mutation: {failure}.")
-        if not prompts:  # A tiny vocabulary, of which every prompt near the best was tried.
-            rng = np.random.default_rng(seed)
-            prompts = (random_prompt(space, rng),)
+            proposal = self._fallback(request, proposal.details)
+        prompts = proposal.prompts
         scores = self._scores(prompts)
-        chosen = min(range(len(prompts)), key=lambda i: self._rank(scores[i], past))
+        order = sorted(range(len(prompts)), key=lambda i: self._rank(scores[i], past))
         _logger.info(
-            f"Trial {trial.number} restarts from {prompts[chosen].text!r} ({proposal.origin})."
+            f"Trial {trial.number} restarts from {prompts[order[0]].text!r} ({proposal.origin})."
         )
-        return prompts[chosen], {
+        spare = random_prompt(space, np.random.default_rng(seed))
+        return [*(prompts[i] for i in order), spare], {
             **records.jsonable(proposal.details),  # First: they come from someone else's code.
             "origin": proposal.origin,
             "failure": failure,
             "candidates": _candidate_records(prompts, scores),
-            "n_proposed": len(proposal.prompts),
         }
 
     def _ask(self, request: ProposalRequest) -> tuple[Proposal, str | None]:
-        """The proposer's answer, or an empty one and the reason."""
+        """The proposer's answer; or an empty one, and the reason."""
         try:
-            return self._proposer.propose(request), None
+            proposal = self._proposer.propose(request)
+            for prompt in proposal.prompts:
+                request.space.from_token_ids(prompt.token_ids)  # Raises for one of another space.
         except ProposalError as error:
             return Proposal((), "llm", error.details), str(error)
         except Exception as error:  # A study must outlive whatever a third-party provider raises.
             _logger.debug("The proposer raised.", exc_info=True)
             return Proposal((), "llm"), f"{type(error).__name__}: {error}"
+        return proposal, None
+
+    def _fallback(self, request: ProposalRequest, details: Mapping[str, Any]) -> Proposal:
+        prompts = self._mutation.propose(request).prompts
+        if not prompts:  # A tiny vocabulary, of which every prompt near the best was tried.
+            rng = np.random.default_rng(request.seed)
+            prompts = (random_prompt(request.space, rng),)
+        return Proposal(prompts, "mutation", details)
 
     def _count_tokens(self, study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
         counts = [proposal.details.get(key) for key in ("prompt_tokens", "reply_tokens")]
@@ -314,12 +342,15 @@ class LLMCatalystSampler(BaseSampler):
         return score if past.minimize else -score
 
 
-def _fresh(prompts: Sequence[RestartPrompt], past: history.History) -> tuple[RestartPrompt, ...]:
+def _fresh(
+    prompts: Sequence[RestartPrompt], request: ProposalRequest
+) -> tuple[RestartPrompt, ...]:
     """The prompts that nobody tried or tries, without repetitions."""
     unique: dict[tuple[int, ...], RestartPrompt] = {}
     for prompt in prompts:
-        unique.setdefault(prompt.token_ids, prompt)
-    return tuple(p for token_ids, p in unique.items() if token_ids not in past.tried)
+        if prompt.token_ids not in request.history.tried:
+            unique.setdefault(prompt.token_ids, prompt)
+    return tuple(unique.values())
 
 
 def _candidate_records(

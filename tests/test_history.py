@@ -16,10 +16,12 @@ from optuna_llm_catalyst import DriftWord
 from optuna_llm_catalyst import history
 from optuna_llm_catalyst import record_trajectory
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst import StudyMismatchError
 from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst import Trajectory
 from optuna_llm_catalyst import TrajectoryPoint
 from tests.toy_stage import word_space
+from tests.toy_stage import WORDS
 
 
 SPACE = word_space(2)
@@ -155,7 +157,37 @@ def test_a_stage_pruned_before_any_report_was_tried_but_is_not_ranked() -> None:
 def test_a_failed_stage_may_be_tried_again() -> None:
     study = optuna.create_study()
     add(study, "calm answer", None, state=TrialState.FAIL)
-    assert history.from_study(study, SPACE, top_k=5) == history.History()
+    past = history.from_study(study, SPACE, top_k=5)
+    assert past == history.History(failures={ids("calm answer"): 1})
+
+
+def test_a_refined_stage_says_nothing_about_its_words() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", 0.5)
+    refined = records.start_trial(
+        study,
+        SPACE.to_params(SPACE.from_text("calm answer")),
+        SPACE.search_space,
+        {"origin": "refine"},
+    )
+    study.tell(refined, 0.1)
+    past = history.from_study(study, SPACE, top_k=5)
+    assert [point.value for point in past.points] == [0.5]
+    assert past.n_finished == 1
+
+
+def test_a_study_of_another_space_is_refused() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", 0.5)
+    for other in (word_space(3), word_space(1), word_space(2, words=WORDS[:40])):
+        with pytest.raises(StudyMismatchError):
+            history.from_study(study, other, top_k=5)
+
+
+def test_what_is_no_prompt_of_the_space_is_not_in_flight() -> None:
+    study = optuna.create_study()
+    study.enqueue_trial({"prompt[0]": 0, "prompt[1]": SPACE.vocab_size})
+    assert history.from_study(study, SPACE, top_k=5).in_flight == ()
 
 
 def test_trials_of_something_else_are_passed_over() -> None:

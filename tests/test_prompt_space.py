@@ -337,4 +337,4 @@ def test_params_of_a_shorter_prompt_are_refused() -> None:
 
 def test_a_vocabulary_without_whole_words_says_so() -> None:
     with pytest.raises(ValueError, match="no whole words to draw from"):
-        _ = word_space(3, words=["a", "b", "12"]).words
+        _ = PromptSpace(WordTokenizer(["1", "22", "333"]), 3, padding="1").words

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 import copy
 import json
+import math
 from pathlib import Path
 import pickle
 import re
+import threading
 from typing import Any
 
 import optuna
@@ -14,6 +17,8 @@ from optuna.samplers import BaseSampler
 from optuna.samplers import PartialFixedSampler
 from optuna.samplers import RandomSampler
 from optuna.storages import BaseStorage
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.testing.pytest_samplers import BasicSamplerTestCase
 from optuna.testing.pytest_samplers import RelativeSamplerTestCase
 from optuna.testing.pytest_samplers import SingleOnlySamplerTestCase
@@ -44,6 +49,46 @@ from tests.toy_stage import WORDS
 
 SPACE = word_space(3)
 PROMPTS = texts(20)
+
+
+def test_workers_that_ask_at_the_same_time_try_different_prompts(tmp_path: Path) -> None:
+    """Every worker has read the history before any other has published its prompt."""
+    n_workers = 4
+    barrier = threading.Barrier(n_workers)
+
+    class Together(LLMCatalystSampler):
+        def _read(self, *args: Any) -> history.History:
+            past = super()._read(*args)
+            barrier.wait(timeout=30)
+            return past
+
+    path = str(tmp_path / "journal.log")
+
+    def suggest(number: int) -> str:
+        del number
+        study = optuna.load_study(
+            study_name="s",
+            storage=JournalStorage(JournalFileBackend(path)),
+            sampler=Together(SPACE, startup_prompts=PROMPTS[:2], seed=0),
+        )
+        return SPACE.suggest(study.ask()).text
+
+    optuna.create_study(study_name="s", storage=JournalStorage(JournalFileBackend(path)))
+    with ThreadPoolExecutor(n_workers) as pool:
+        suggested = list(pool.map(suggest, range(n_workers)))
+    assert len(set(suggested)) == n_workers
+
+
+def test_a_startup_prompt_that_always_fails_does_not_block_the_study() -> None:
+    study = optuna.create_study(
+        sampler=LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:2], seed=0)
+    )
+    study.optimize(
+        lambda trial: math.nan if SPACE.suggest(trial).text == PROMPTS[0] else 0.5, n_trials=4
+    )
+    tried = [trial.user_attrs["prompt"] for trial in study.trials]
+    assert tried[:3] == [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
+    assert tried[3] not in PROMPTS[:2]
 
 
 class Answering:
@@ -317,7 +362,6 @@ def test_what_was_tried_or_is_being_tried_is_not_tried_again() -> None:
     assert SPACE.suggest(next_trial).text == PROMPTS[2]
     record = proposal(study.trials[2])
     assert [c["text"] for c in record["candidates"]] == [PROMPTS[2], PROMPTS[3]]
-    assert record["n_proposed"] == 4  # The reply itself had a repetition.
     asked = provider.asked[0].prompt.partition("Being tried right now")
     assert f'"{PROMPTS[0]}"' in asked[0]
     assert f'"{PROMPTS[1]}"' in asked[2]

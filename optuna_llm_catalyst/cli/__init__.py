@@ -9,6 +9,8 @@ def main() -> None:
     """Entry point of ``optuna-llm-catalyst``: a user's mistake is one line and exit code 2."""
     try:
         from optuna_llm_catalyst.cli.app import run
+
+        sys.exit(run())
     except ModuleNotFoundError as error:
         print(
             f"error: the command line needs the package {error.name!r}: "
@@ -16,7 +18,6 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    sys.exit(run())
 
 
 __all__ = ["main"]

@@ -14,7 +14,7 @@ from optuna_llm_catalyst.cli import doctor as doctor_command
 from optuna_llm_catalyst.cli import export as export_command
 from optuna_llm_catalyst.cli import show as show_command
 from optuna_llm_catalyst.cli import tune as tune_command
-from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.cli.report import printable
 from optuna_llm_catalyst.cli.tune import ModelType
 from optuna_llm_catalyst.cli.tune import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
@@ -47,11 +47,8 @@ def run() -> int:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except CatalystError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     except SystemExit as finished:
         return finished.code if isinstance(finished.code, int) else 1

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from dataclasses import dataclass
 from importlib import metadata
-import json
 import platform
 
 from rich.console import Console
 from rich.table import Table
 
+from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.exceptions import CatalystError
@@ -37,7 +37,7 @@ def doctor(model: str, llm: str, *, as_json: bool) -> int:
     findings += [_package(name, needed=False) for name in _OPTIONAL]
     findings += [_model(model), _llm(llm)]
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings]))
+        report.print_json([asdict(finding) for finding in findings])
     else:
         Console(highlight=False).print(_table(findings))
     return int(any(finding.needed and not finding.ok for finding in findings))
@@ -78,5 +78,5 @@ def _table(findings: list[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = "ok" if finding.ok else ("MISSING" if finding.needed else "none")
-        table.add_row(mark, finding.what, finding.detail)
+        table.add_row(mark, finding.what, report.printable(finding.detail))
     return table

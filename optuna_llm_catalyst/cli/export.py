@@ -51,6 +51,6 @@ def export(
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error}") from error
     if as_json:
-        print(json.dumps({"stage": number, "files": [str(weights), str(card)]}))
+        report.print_json({"stage": number, "files": [str(weights), str(card)]})
     else:
         print(f"Stage {number} exported to {weights} and {card}.")

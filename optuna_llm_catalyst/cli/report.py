@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from dataclasses import dataclass
+import json
 from typing import Any
 
 import optuna
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.trajectory import finite_or_none
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,26 @@ class StageRow:
     loss: float | None
     accuracy_before: float | None
     accuracy: float | None
+    forward_sequences: int | None
+    backward_passes: int | None
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: an LLM or a server may have written it."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def print_json(document: Any) -> None:
+    """Prints one JSON document; numbers that JSON does not know become null."""
+    print(json.dumps(_without_nan(document), allow_nan=False))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return finite_or_none(value) if isinstance(value, float) else value
 
 
 def stage_rows(study: optuna.Study) -> list[StageRow]:
@@ -62,7 +84,7 @@ def stage_table(rows: list[StageRow]) -> Table:
         loss = _arrow(row.loss_before, row.loss, ".3f")
         table.add_row(
             f"{'* ' if is_best else ''}{row.number}",
-            Text(row.prompt),  # What an LLM wrote is shown as it is, never as markup.
+            Text(printable(row.prompt)),  # Not as markup.
             row.origin,
             loss if row.state == "complete" else f"{loss} ({row.state})".strip(),
             _arrow(row.accuracy_before, row.accuracy, ".1%"),
@@ -79,10 +101,12 @@ def _row(trial: optuna.trial.FrozenTrial) -> StageRow:
         prompt=str(trial.user_attrs.get("prompt", "")),
         origin=str(trial.user_attrs.get("origin", "")),
         state=trial.state.name.lower(),
-        loss_before=start.loss if start else None,
-        loss=trial.value if trial.state.is_finished() else None,
+        loss_before=finite_or_none(start.loss) if start else None,
+        loss=finite_or_none(trial.value) if trial.state.is_finished() else None,
         accuracy_before=start.accuracy if start else None,
         accuracy=trial.user_attrs.get("accuracy"),
+        forward_sequences=trial.user_attrs.get("forward_sequences"),
+        backward_passes=trial.user_attrs.get("backward_passes"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import optuna
@@ -22,10 +21,10 @@ def show(storage: str, study_name: str, *, trial_number: int | None, as_json: bo
     if trial_number is not None:
         story = _story(study, trial_number)
         if as_json:
-            print(json.dumps(story))
+            report.print_json(story)
         else:
             for line in _story_lines(story):
-                console.print(line, markup=False, soft_wrap=True)
+                console.print(report.printable(line), markup=False, soft_wrap=True)
     elif as_json:
         best = report.chosen(rows)
         document = {
@@ -33,7 +32,7 @@ def show(storage: str, study_name: str, *, trial_number: int | None, as_json: bo
             "stages": [report.as_dict(row) for row in rows],
             "chosen": best and best.number,
         }
-        print(json.dumps(document))
+        report.print_json(document)
     else:
         console.print(report.stage_table(rows))
 

@@ -11,6 +11,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_llm_catalyst.cli.errors import UserError
@@ -34,7 +35,13 @@ def open_study(storage: str, name: str, sampler: optuna.samplers.BaseSampler) ->
             pruner=optuna.pruners.NopPruner(),
         )
 
-    return _with_storage(storage, create)
+    study = _with_storage(storage, create)
+    if study.directions != [StudyDirection.MINIMIZE]:
+        raise UserError(
+            f"study {name!r} does not minimize one value, as tuning does: choose another "
+            "--study-name."
+        )
+    return study
 
 
 def load_study(storage: str, name: str) -> optuna.Study:
@@ -52,7 +59,10 @@ def load_study(storage: str, name: str) -> optuna.Study:
                 f"storage {storage!r} has no study {name!r}; it has: {names}."
             ) from error
 
-    return _with_storage(storage, load)
+    study = _with_storage(storage, load)
+    if len(study.directions) != 1:
+        raise UserError(f"study {name!r} has several objectives: it is none of prompt tuning.")
+    return study
 
 
 def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
@@ -82,7 +92,8 @@ def _with_storage(storage: str, use: Callable[[BaseStorage], optuna.Study]) -> o
                 "ending in .log."
             )
         return use(optuna.storages.get_storage(storage))
-    except (SQLAlchemyError, StorageInternalError, ImportError, OSError) as error:
+    # A journal that is none raises a ValueError of JSON.
+    except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"storage {storage!r} cannot be opened: {line}") from error
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import Enum
 import hashlib
 import importlib.resources
-import json
 from pathlib import Path
 import shlex
 import shutil
@@ -17,12 +16,15 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn
 from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeElapsedColumn
+from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import PromptSpace
@@ -82,6 +84,8 @@ class TuneOptions:
 
 def tune(options: TuneOptions, *, as_json: bool) -> int:
     """Runs stages and reports; returns the exit code."""
+    from torch import OutOfMemoryError
+
     # Messages go to stderr, so that stdout is the report alone.
     console = Console(stderr=True, highlight=False)
     task = _task(options)
@@ -90,7 +94,7 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
     objective, sampler = _build(options, task, chosen_llm.provider, progress)
     study = open_study(options.storage, options.study_name, sampler)
     resumed = _resume(study, objective, options, task, console)
-    console.print(chosen_llm.line, soft_wrap=True, markup=False)
+    console.print(report.printable(chosen_llm.line), soft_wrap=True, markup=False)
     code = 0
     try:
         with progress.shown():
@@ -100,6 +104,11 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted: this stage is lost, the same command goes on with the next.")
         code = _INTERRUPTED
+    except (MemoryError, SQLAlchemyError, StorageInternalError, OutOfMemoryError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(
+            f"this stage is lost, the same command goes on with the next: {line}"
+        ) from error
     _report(study, objective, options, resumed=resumed, as_json=as_json)
     return code
 
@@ -108,9 +117,9 @@ def _task(options: TuneOptions) -> Task:
     from optuna_llm_catalyst.prompt_tuning.data import few_shot
     from optuna_llm_catalyst.prompt_tuning.data import load_task
 
-    for name, least in (("stages", 0), ("steps", 0), ("refine_steps", 0), ("shots", 0)):
-        if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {least}.")
+    for name in ("stages", "steps", "refine_steps", "shots", "seed"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 0.")
     folder = Path(options.data)
     if options.data == DEMO and not folder.is_dir():
         folder = Path(str(importlib.resources.files("optuna_llm_catalyst") / "demo"))
@@ -203,7 +212,8 @@ def _resume(
         },
     )
     dead = fail_dead_trials(study)
-    n_finished = sum(row.state in ("complete", "pruned") for row in report.stage_rows(study))
+    finished = (TrialState.COMPLETE, TrialState.PRUNED)
+    n_finished = sum(trial.state in finished for trial in records.all_trials(study))
     resumed = bool(n_finished or dead)
     if resumed:
         console.print(
@@ -240,7 +250,7 @@ def _report(
             "first": first and first.number,
             "test": tested,
         }
-        print(json.dumps(document))
+        report.print_json(document)
         return
     console = Console(highlight=False)
     console.print(report.stage_table(rows))
@@ -345,15 +355,12 @@ class _Progress:
         self._n_done += 1
         failure = (records.load(trial, "proposal") or {}).get("failure")
         if failure:
-            self.console.print(
-                f"stage {trial.number} started from a mutation, as the LLM failed: {failure}",
-                markup=False,
-                soft_wrap=True,
-            )
-        if not self.console.is_terminal and trial.value is not None:
-            self.console.print(
-                f"stage {trial.number}: loss {trial.value:.3f}, "
-                f"{trial.user_attrs.get('origin', '')}: {trial.user_attrs.get('prompt', '')}",
-                markup=False,
-                soft_wrap=True,
-            )
+            self._say(f"stage {trial.number} started from a mutation: {failure}")
+        if trial.value is None:
+            self._say(f"stage {trial.number} failed: its loss is not a number; try a lower --lr")
+        elif not self.console.is_terminal:
+            origin, prompt = (trial.user_attrs.get(key, "") for key in ("origin", "prompt"))
+            self._say(f"stage {trial.number}: loss {trial.value:.3f}, {origin}: {prompt}")
+
+    def _say(self, line: str) -> None:
+        self.console.print(report.printable(line), markup=False, soft_wrap=True)

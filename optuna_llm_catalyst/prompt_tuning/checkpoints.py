@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.artifacts._protocol import ArtifactStore
     from optuna.trial import BaseTrial
+    from optuna.trial import FrozenTrial
 
 #: Where artifacts are kept unless a store is given.
 DEFAULT_FOLDER = Path("llm_catalyst_artifacts")
@@ -57,15 +58,29 @@ class TrainedPrompt:
     labels: tuple[str, ...]
 
 
-def default_store() -> FileSystemArtifactStore:
-    """The folder ``llm_catalyst_artifacts`` of the working directory, made if need be."""
-    return folder_store(DEFAULT_FOLDER)
-
-
 def folder_store(folder: str | Path) -> FileSystemArtifactStore:
-    """A store in a folder, made if need be."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    """A store in a folder, made if need be.
+
+    Raises:
+        CheckpointError: If the folder cannot be made.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: no folder for artifacts: {error}") from error
     return FileSystemArtifactStore(base_path=str(folder))
+
+
+def best_trial(study: optuna.Study) -> FrozenTrial:
+    """The best trial of a study.
+
+    Raises:
+        CheckpointError: If no trial is complete yet.
+    """
+    try:
+        return study.best_trial
+    except ValueError as error:
+        raise CheckpointError(f"study {study.study_name!r} has no complete stage yet.") from error
 
 
 def write(trained: TrainedPrompt, path: str | Path) -> None:
@@ -152,7 +167,7 @@ def load_soft_prompt(
         CheckpointError: If the trial has no soft prompt, or the store does not hold it.
     """
     if trial_number is None:
-        trial = study.best_trial
+        trial = best_trial(study)
     else:
         found = [t for t in study.get_trials(deepcopy=False) if t.number == trial_number]
         if not found:
@@ -161,7 +176,9 @@ def load_soft_prompt(
     artifact_id = trial.user_attrs.get("soft_prompt_artifact")
     if artifact_id is None:
         raise CheckpointError(f"trial {trial.number} has no soft prompt artifact.")
-    store = default_store() if artifact_store is None else artifact_store
+    store = artifact_store
+    if store is None:
+        store = FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FILE_NAME
         try:

@@ -107,6 +107,11 @@ class PromptTuningObjective:
                 f"`space` has {space.vocab_size} tokens, `model` embeds "
                 f"{model.word_embeddings.shape[0]}: make the space with the model's tokenizer."
             )
+        if space.num_virtual_tokens > model.max_virtual_tokens:
+            raise ValueError(
+                f"`space` has {space.num_virtual_tokens} virtual tokens, `model` has room for "
+                f"{model.max_virtual_tokens}."
+            )
         self.space = space
         self.task = task
         self._model = model
@@ -169,7 +174,7 @@ class PromptTuningObjective:
         Returns:
             The finished trial.
         """
-        best = study.best_trial
+        best = checkpoints.best_trial(study)
         trained = checkpoints.load_soft_prompt(
             study, trial_number=best.number, artifact_store=self.artifact_store
         )
@@ -297,7 +302,9 @@ class PromptTuningObjective:
     @cached_property
     def artifact_store(self) -> ArtifactStore:
         """Where trained prompts go."""
-        return checkpoints.default_store() if self._store is None else self._store
+        if self._store is None:
+            return checkpoints.folder_store(checkpoints.DEFAULT_FOLDER)
+        return self._store
 
 
 def _check_direction(trial: BaseTrial) -> None:

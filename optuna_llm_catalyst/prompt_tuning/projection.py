@@ -178,7 +178,7 @@ class Projector:
         """The trajectory's point at an evaluation."""
         rows = tuple(nearest(evaluation.prompt, self._table, self._metric))
         if rows not in self._measured:
-            self._measured[rows] = self._measure(rows, evaluation.head)
+            self._measured[rows] = self._measure(rows)
         hard_loss, swaps = self._measured[rows]
         return TrajectoryPoint(
             step=evaluation.step,
@@ -191,9 +191,14 @@ class Projector:
             swaps=swaps,
         )
 
-    def _measure(self, rows: tuple[int, ...], head: Head) -> tuple[float, tuple[Swap, ...]]:
-        """The loss of a hard prompt, and its best swaps with the change they really make."""
+    def _measure(self, rows: tuple[int, ...]) -> tuple[float, tuple[Swap, ...]]:
+        """The loss of a hard prompt, and its best swaps with the change they really make.
+
+        With a fresh head, where the model has one: the loss is then that of the words, comparable
+        with a screened candidate's, and does not depend on when they were met.
+        """
         hard = self._table.embeddings[list(rows)]  # (L, d)
+        head = self._model.fresh_head(hard.unsqueeze(0), self._train)
         swaps = []
         if self._n_checked_swaps:
             gradient = self._gradient(hard, head)

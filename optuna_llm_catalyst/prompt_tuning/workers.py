@@ -65,3 +65,5 @@ def _is_dead(worker: dict[str, Any] | None) -> bool:
         return not same or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+    except psutil.AccessDenied:
+        return False  # Somebody else's process: it lives.

@@ -7,6 +7,8 @@ order; arXiv 2405.19732).
 
 from __future__ import annotations
 
+import json
+
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 
@@ -61,7 +63,12 @@ def _line(point: HistoryPoint, minimize: bool) -> str:
         parts.append(f"accuracy {_arrow(point.accuracy_before, point.accuracy)}")
     if point.pruned:
         parts.append("stopped early")
-    return f'- "{point.prompt.text}": ' + ", ".join(parts)
+    return f"- {_quoted(point.prompt.text)}: " + ", ".join(parts)
+
+
+def _quoted(text: str) -> str:
+    """One line, whatever tokens the prompt is made of."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _arrow(before: float | None, after: float) -> str:
@@ -74,7 +81,7 @@ def _in_flight(request: ProposalRequest) -> str:
     prompts = request.history.in_flight
     if not prompts:
         return ""
-    lines = [f'- "{prompt.text}"' for prompt in prompts]
+    lines = [f"- {_quoted(prompt.text)}" for prompt in prompts]
     return "Being tried right now by other workers, do not repeat:\n" + "\n".join(lines)
 
 

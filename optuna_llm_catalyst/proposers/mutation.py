@@ -23,8 +23,8 @@ _ATTEMPTS_PER_CANDIDATE = 20
 class MutationProposer:
     """Proposes children of the best prompts.
 
-    A child takes each word from one of two parents drawn by rank (uniform crossover), then one
-    to three of its words are replaced: by a swap that was measured to help its parent, by a word
+    A child takes each token from one of two parents drawn by rank (uniform crossover), then one
+    to three of them are replaced: by a swap that was measured to help its parent, by a word
     towards which training moved that position, or by any whole word of the vocabulary.
 
     Args:
@@ -58,23 +58,26 @@ class MutationProposer:
         if not history.points:
             return random_prompt(space, rng), set()
         mother, father = (_draw_by_rank(history.points, rng) for _ in range(2))
-        words = _crossover(mother.prompt.text.split(), father.prompt.text.split(), rng)
-        if not words:  # Random token ids can be blanks only.
-            return random_prompt(space, rng), set()
+        child = _crossover(mother.prompt.token_ids, father.prompt.token_ids, rng)
         for _ in range(int(rng.integers(1, 4))):
-            position = int(rng.integers(len(words)))
-            words[position] = self._replacement(space, mother, position, rng)
-        # The words are capped by the length of their parents; a longer one is cut at L tokens.
-        return space.from_text(" ".join(words)), {mother.trial_number, father.trial_number}
+            position = int(rng.integers(len(child)))
+            # Signals speak of the parent's own token at that position.
+            source = mother if child[position] == mother.prompt.token_ids[position] else father
+            child[position] = self._replacement(space, source, position, rng)
+        # Pieces of words may have come together: settle on a text that stands for its tokens.
+        text = space.from_token_ids(child).text
+        prompt = space.from_text(text) if text.strip() else random_prompt(space, rng)
+        return prompt, {mother.trial_number, father.trial_number}
 
     def _replacement(
         self, space: PromptSpace, parent: HistoryPoint, position: int, rng: np.random.Generator
-    ) -> str:
-        signals = [s.new for s in parent.swaps if s.position == position]
-        signals += [d.word for d in parent.drift if d.position == position]
+    ) -> int:
+        words = [swap.new for swap in parent.swaps if swap.position == position]
+        words += [drift.word for drift in parent.drift if drift.position == position]
+        signals = [space.word_ids[word] for word in words if word in space.word_ids]
         if signals and rng.random() < self._signal_probability:
-            return str(signals[int(rng.integers(len(signals)))])
-        return _random_word(space, rng)
+            return signals[int(rng.integers(len(signals)))]
+        return space.word_ids[_random_word(space, rng)]
 
 
 def random_prompt(space: PromptSpace, rng: np.random.Generator) -> RestartPrompt:
@@ -93,10 +96,9 @@ def _draw_by_rank(points: Sequence[HistoryPoint], rng: np.random.Generator) -> H
     return points[int(rng.choice(len(points), p=weights / weights.sum()))]
 
 
-def _crossover(mother: list[str], father: list[str], rng: np.random.Generator) -> list[str]:
-    """Each word from the father with probability one half, where he has one there."""
+def _crossover(
+    mother: Sequence[int], father: Sequence[int], rng: np.random.Generator
+) -> list[int]:
+    """Each token from the father with probability one half."""
     takes = rng.random(len(mother)) < 0.5
-    return [
-        father[i] if take and i < len(father) else word
-        for i, (word, take) in enumerate(zip(mother, takes, strict=True))
-    ]
+    return [f if take else m for m, f, take in zip(mother, father, takes, strict=True)]

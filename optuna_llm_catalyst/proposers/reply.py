@@ -84,9 +84,14 @@ def _find_prompts(text: str) -> Any:
             value, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and "prompts" in value:
+        if isinstance(value, dict) and "prompts" in value and not _is_echo(value["prompts"]):
             return value["prompts"]
     return None
+
+
+def _is_echo(prompts: Any) -> bool:
+    """Whether this is only the form of the answer, `["...", "..."]`, said back to us."""
+    return isinstance(prompts, list) and prompts != [] and all(p == "..." for p in prompts)
 
 
 def _clean(prompt: str) -> str:

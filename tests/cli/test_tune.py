@@ -147,6 +147,26 @@ FAULTS = {
         ["tune", "{data}", "--model", "{model}", "--device", "abacus"],
         "--device 'abacus' cannot be used",
     ),
+    "seed": (["tune", "{data}", "--seed", "-1"], "--seed must be at least 0"),
+    "too many virtual tokens": (
+        ["tune", "{data}", "--model", "{model}", "--num-virtual-tokens", "40"],
+        "`space` has 40 virtual tokens, `model` has room for",
+    ),
+    "artifacts are a file": (
+        ["tune", "{data}", "--model", "{model}", "--artifacts", "{file}"],
+        "no folder for artifacts",
+    ),
+    "no journal": (
+        ["tune", "{data}", "--model", "{model}", "--storage", "{file}"],
+        "cannot be opened",
+    ),
+    "nothing to refine": (
+        [
+            *("tune", "{data}", "--model", "{model}", "--num-virtual-tokens", "3"),
+            *("--stages", "0", "--refine-steps", "2"),
+        ],
+        "has no complete stage yet",
+    ),
     "show without storage": (["show"], "there is no file catalyst.db"),
     "export without storage": (["export", "out"], "there is no file catalyst.db"),
 }
@@ -167,7 +187,9 @@ def places(tmp_path: Path, data: Path, tiny_model: Path) -> dict[str, Path]:
         (tmp_path / name).mkdir()
         (tmp_path / name / "card.json").write_text(card)
         (tmp_path / name / "train.jsonl").write_text("\n".join(lines))
-    return {"data": data, "model": tiny_model} | {name: tmp_path / name for name in broken}
+    (tmp_path / "file.log").write_text("not a journal\n")
+    here = {"data": data, "model": tiny_model, "file": tmp_path / "file.log"}
+    return here | {name: tmp_path / name for name in broken}
 
 
 @pytest.mark.parametrize(("args", "message"), FAULTS.values(), ids=FAULTS.keys())
@@ -200,6 +222,37 @@ def test_a_study_is_not_resumed_with_what_makes_its_values_incomparable(
     assert result.code == 2
     assert message in result.err
     assert len(_load().trials) == 2
+
+
+@pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
+def test_a_study_that_does_not_minimize_one_loss_is_refused(
+    tune: Cli, directions: list[str]
+) -> None:
+    optuna.create_study(storage=STORAGE, study_name=NAME, directions=directions)
+    result = tune()
+
+    assert result.code == 2
+    assert "does not minimize one value" in result.err
+
+
+def test_a_stage_whose_loss_is_no_number_is_said_and_is_null_in_json(tune: Cli) -> None:
+    tune()
+    result = tune("--stages", 1, "--lr", 1e30, "--json")
+
+    # A stage keeps the best it saw: only a start that is no number fails.
+    assert result.code == 0
+    assert "NaN" not in result.out
+
+
+def test_what_a_terminal_would_obey_is_not_printed(tune: Cli, cli: Cli) -> None:
+    tune("--stages", 1)
+    study = _load()
+    trial = study.ask()
+    trial.set_user_attr("prompt", "\x1b[31mred")
+    trial.set_user_attr("origin", "enqueued")
+    study.tell(trial, 0.5)
+    for command in (["show"], ["show", "--trial", 1]):
+        assert "\x1b" not in cli(*command).out
 
 
 def test_a_study_of_another_tokenizer_is_refused(cli: Cli, tune: Cli, data: Path) -> None:

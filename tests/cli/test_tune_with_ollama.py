@@ -75,7 +75,7 @@ def test_an_llm_that_fails_costs_no_stage_and_is_named(tune: Cli, server: Ollama
 
     assert result.code == 0
     assert [stage["origin"] for stage in result.json["stages"]] == ["startup"] * 3 + ["mutation"]
-    assert "stage 3 started from a mutation, as the LLM failed: InvalidReplyError" in result.err
+    assert "stage 3 started from a mutation: InvalidReplyError" in result.err
 
 
 @pytest.mark.parametrize("llm", ["auto", "ollama:gemma3:4b"])

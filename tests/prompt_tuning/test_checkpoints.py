@@ -256,6 +256,30 @@ def test_a_file_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None
         read(tmp_path / "nowhere")
 
 
+def test_a_study_without_a_complete_stage_has_no_prompt(store: Store) -> None:
+    study = optuna.create_study(study_name="new")
+    study.ask()
+    with pytest.raises(CheckpointError, match="'new' has no complete stage yet"):
+        load_soft_prompt(study, artifact_store=store)
+
+
+def test_looking_for_a_prompt_makes_no_folder(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Tuned("dual", store).study
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="not in this artifact store"):
+        load_soft_prompt(study)
+    assert not list(Path().iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="no folder for artifacts"):
+        folder_store(tmp_path / "file" / "folder")
+
+
 def test_an_artifact_that_was_cut_short_is_refused(store: Store) -> None:
     tuned = Tuned("dual", store)
     truncated(Path(store._base_path) / tuned.artifact_id)

@@ -183,6 +183,12 @@ def test_line_separators_of_unicode_stay_inside_their_text(character: str, tmp_p
     assert task.train[0].text == f"one{character}two"
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    marked = b"\xef\xbb\xbf" + GOOD_LINES.encode()
+    task = load_task(write_task(tmp_path / "task", {"train.jsonl": marked}))
+    assert task.train[0].text == "a fine day"
+
+
 def test_text_pairs_and_foreign_keys_are_read_and_passed_over(tmp_path: Path) -> None:
     rows = [GOOD[0] | {"text_pair": "or is it", "source": 7}, GOOD[1] | {"text_pair": None}]
     task = load_task(write_task(tmp_path / "task", {"train.jsonl": rows}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.models import counted_passes
 from optuna_llm_catalyst.prompt_tuning.models import EncodedSplit
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
@@ -50,10 +52,11 @@ def hard_prompts(model: TaskModel, tokenizer: Any, length: int = 3) -> Tensor:
 
 @torch.no_grad()
 def features_of_tokens(encoder: Any, tokenizer: Any, prompt: str, example: Example) -> Tensor:
-    """Mean-pooled unit features (d,) of a prompt's tokens behind the first special token."""
+    """Mean-pooled unit features (d,) of a prompt's tokens, behind the ``[CLS]`` if any."""
     pair = [] if example.text_pair is None else [example.text_pair]
     inputs = tokenizer(example.text, *pair)
     ids = token_ids(tokenizer, prompt)
+    rows: dict[str, Tensor] = {}
     for name, filler in (
         ("input_ids", ids),
         ("attention_mask", [1] * len(ids)),
@@ -61,8 +64,9 @@ def features_of_tokens(encoder: Any, tokenizer: Any, prompt: str, example: Examp
     ):
         if name in inputs:
             row = inputs[name]
-            inputs[name] = torch.tensor([[row[0], *filler, *row[1:]]])
-    hidden = encoder(**inputs).last_hidden_state[0]
+            n = 1 if inputs["input_ids"][0] == tokenizer.cls_token_id else 0
+            rows[name] = torch.tensor([[*row[:n], *filler, *row[n:]]])
+    hidden = encoder(**rows).last_hidden_state[0]
     return F.normalize(hidden.mean(0), dim=-1)
 
 
@@ -203,14 +207,14 @@ def test_examples_keep_their_order_and_labels_through_encoding(model_name: str) 
 def test_texts_are_cut_to_the_positions_that_the_longest_prompt_leaves(encoder: str) -> None:
     model = make_sequence(encoder, max_virtual_tokens=6)
     split = model.encode([Example("bread " * 100, 1), Example("wolf", 0)])
-    assert split.lengths == (N_POSITIONS - 6, 3)
+    assert split.lengths == (N_POSITIONS - 6, 2 if encoder == "headless" else 3)
     prompts = hard_prompts(model, make_encoder(encoder)[1], length=6)
     assert model.logits(prompts, any_head(model, prompts), split).isfinite().all()
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_a_dual_encoder_reads_as_much_of_a_text_as_its_encoder_can(encoder: str) -> None:
-    tail = " ".join(["the"] * (N_POSITIONS - 3))
+    tail = " ".join(["the"] * (N_POSITIONS - (2 if encoder == "headless" else 3)))
     long, last_word, beyond = (
         Example(text, 0) for text in (f"{tail} wolf", f"{tail} bread", f"{tail} wolf bread")
     )
@@ -370,17 +374,64 @@ def test_nothing_is_counted_outside_of_the_block() -> None:
     assert not model.encoder._forward_hooks
 
 
+def test_passes_of_another_thread_are_another_trials() -> None:
+    model = make_dual()
+    split = split_of(model, 3)
+    prompts = hard_prompts(model, make_encoder()[1])
+    with counted_passes(model) as passes:
+        thread = Thread(target=evaluate, args=(model, prompts, {}, split))
+        thread.start()
+        thread.join()
+        assert passes.forward == 0
+        evaluate(model, prompts, {}, split)
+    assert passes.forward == 1
+
+
+@pytest.mark.parametrize("n_prompts", [1, 2, 30])
+def test_many_prompts_are_evaluated_in_batches_that_fit_into_memory(n_prompts: int) -> None:
+    model = make_sequence()
+    split = split_of(model, 9)
+    prompts = hard_prompts(model, make_encoder()[1])[:1].repeat(n_prompts, 1, 1)
+    sizes = []
+    handle = model.encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    evaluate(model, prompts, any_head(model, prompts), split)
+    model.fresh_head(prompts, split)
+    handle.remove()
+    assert sum(sizes) == 2 * 9 * n_prompts
+    assert max(sizes) <= 64
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("model_name", TASK_MODELS)
+def test_the_longest_prompt_that_a_model_names_fits_into_its_encoder(
+    model_name: str, encoder: str
+) -> None:
+    model = TASK_MODELS[model_name](encoder)
+    longest = model.max_virtual_tokens
+    prompts = model.word_embeddings[torch.arange(5, 5 + longest) % 75].detach()[None].float()
+    split = model.encode([Example("bread " * 100, 1)])
+    assert model.logits(prompts, any_head(model, prompts), split).isfinite().all()
+    one_more = torch.cat([prompts, prompts[:, :1]], dim=1)
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
+        model.logits(one_more, any_head(model, prompts), split)
+
+
 # Evaluation and heads.
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 256])
 @pytest.mark.parametrize("model_name", TASK_MODELS)
-def test_an_evaluation_is_the_plain_mean_over_examples(model_name: str, batch_size: int) -> None:
+def test_an_evaluation_is_the_plain_mean_over_examples(
+    model_name: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = TASK_MODELS[model_name]()
     split = split_of(model, 11)
     prompts = hard_prompts(model, make_encoder()[1])
     head = any_head(model, prompts)
-    metrics = evaluate(model, prompts, head, split, batch_size=batch_size)
+    monkeypatch.setattr(model, "evaluation_batch_size", lambda n_prompts: batch_size)
+    metrics = evaluate(model, prompts, head, split)
     with torch.no_grad():
         logits = model.logits(prompts, head, split).double()
     for p in range(len(prompts)):
@@ -424,6 +475,21 @@ def test_a_fresh_head_does_not_depend_on_the_prompts_beside_it() -> None:
         alone = model.fresh_head(prompts[p : p + 1], split)
         for name, rows in alone.items():
             assert_same(together[name][p], rows[0], tolerance=5e-3)
+
+
+def test_a_fresh_head_on_the_real_minilm_does_not_depend_on_the_prompts_beside_it(
+    minilm: Pretrained,
+) -> None:
+    # Real features are all alike but for a small part, which makes the fit a hard one.
+    model = SequenceClassifier(minilm.encoder, minilm.tokenizer, LABELS)
+    train, validation = split_of(model, 24), model.encode(make_examples(12, seed=8))
+    texts = ("which topic is this", "calm green paper letter", "all of our words")
+    prompts = embed([token_ids(minilm.tokenizer, text) for text in texts], model.word_embeddings)
+    together = evaluate(model, prompts, model.fresh_head(prompts, train), validation)
+    for p, loss in enumerate(together.loss):
+        prompt = prompts[p : p + 1]
+        alone = evaluate(model, prompt, model.fresh_head(prompt, train), validation)
+        assert alone.loss[0] == pytest.approx(loss, abs=1e-3)
 
 
 @pytest.mark.parametrize("n_prompts", [1, 3])

@@ -113,6 +113,25 @@ def test_every_pass_of_a_trial_is_counted_on_it(model_name: str, store: Store) -
 
 
 @each_model
+def test_the_passes_of_screening_are_counted_on_the_trial_that_is_screened_for(
+    model_name: str, store: Store
+) -> None:
+    model = TASK_MODELS[model_name]()
+    objective = make_objective(store=store, model=model)
+    sampler = LLMCatalystSampler(
+        objective.space, screen=objective.score, n_startup_trials=1, n_candidates=3, seed=0
+    )
+    study = optuna.create_study(sampler=sampler)
+    with counted_passes(model) as passes:
+        study.optimize(objective, n_trials=2)
+    attrs = [trial.user_attrs for trial in study.trials]
+    assert attrs[1]["origin"] == "mutation"
+    for key in ("forward", "backward"):
+        assert sum(a[f"{key}_passes"] for a in attrs) == getattr(passes, key)
+    assert sum(a["forward_sequences"] for a in attrs) == passes.sequences
+
+
+@each_model
 def test_training_helps_and_the_trained_prompt_is_kept(model_name: str, store: Store) -> None:
     study = optuna.create_study()
     objective = make_objective(model_name, store=store)
@@ -330,6 +349,17 @@ def test_a_space_of_more_tokens_than_the_model_embeds_is_refused(store: Store) -
     space = PromptSpace(make_space().tokenizer, 3, vocab_size=1000)
     with pytest.raises(ValueError, match="`space` has 1000 tokens, `model` embeds 75"):
         make_objective(store=store, space=space)
+
+
+@each_model
+def test_a_space_of_longer_prompts_than_the_model_has_room_for_is_refused(
+    model_name: str, store: Store
+) -> None:
+    model = TASK_MODELS[model_name]()
+    longest = model.max_virtual_tokens
+    make_objective(store=store, model=model, length=longest)
+    with pytest.raises(ValueError, match=f"{longest + 1} virtual tokens, .* room for {longest}"):
+        make_objective(store=store, model=model, length=longest + 1)
 
 
 # The test split.

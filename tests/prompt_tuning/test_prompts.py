@@ -18,6 +18,12 @@ def test_a_prompt_of_tokens_is_exactly_the_rows_of_the_models_table(dtype: torch
     assert torch.equal(prompt, torch.stack([table[i].float() for i in (3, 0, 10, 3)]))
 
 
+def test_a_prompt_is_kept_in_full_precision_whatever_it_is_made_from() -> None:
+    half = TABLE.half()
+    assert SoftPrompt(half)().dtype == torch.float32
+    assert embed([[1, 2]], half).dtype == torch.float32
+
+
 def test_many_prompts_are_embedded_as_each_alone() -> None:
     prompts = [(1, 2, 3), (4, 4, 4), (10, 0, 9)]
     together = embed(prompts, TABLE)

@@ -153,6 +153,17 @@ def test_trials_that_do_not_run_are_left_alone(dead_pid: int) -> None:
     assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
 
 
+def test_a_process_that_cannot_be_looked_at_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study()
+    ask(study)
+
+    def refuse(pid: int) -> None:
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(psutil, "Process", refuse)
+    assert fail_dead_trials(study) == []
+
+
 def test_two_workers_may_bury_the_same_trial(
     study: optuna.Study, dead_pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

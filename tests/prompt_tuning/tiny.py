@@ -58,14 +58,14 @@ VOCABULARY = (
 N_POSITIONS = 40
 
 
-def bert_tokenizer(*, token_types: bool) -> PreTrainedTokenizerFast:
+def bert_tokenizer(*, token_types: bool, leading: str = "[CLS] ") -> PreTrainedTokenizerFast:
     specials = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
     vocab = {token: i for i, token in enumerate((*specials, *VOCABULARY))}
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single=f"{leading}$A [SEP]",
+        pair=f"{leading}$A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
     )
     return _hugging_face(tokenizer, specials, token_types=token_types)
@@ -153,6 +153,8 @@ ENCODERS: dict[str, tuple[Callable[[], nn.Module], Callable[[], PreTrainedTokeni
     "mpnet": (_mpnet, roberta_tokenizer),
     "distilbert": (_distilbert, lambda: bert_tokenizer(token_types=False)),
     "narrow": (_narrow, lambda: bert_tokenizer(token_types=True)),
+    # As T5's encoder: no special token stands before the text.
+    "headless": (_bert, lambda: bert_tokenizer(token_types=True, leading="")),
 }
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 import copy
 from dataclasses import replace
 import pickle
+import re
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ import pytest
 
 from optuna_llm_catalyst import DriftWord
 from optuna_llm_catalyst import MutationProposer
+from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
@@ -128,3 +131,30 @@ def test_a_parent_without_a_word_does_not_stop_it() -> None:
 def test_a_probability_that_is_none_is_refused(probability: float) -> None:
     with pytest.raises(ValueError, match=rf"`signal_probability` .* \[0, 1\], got {probability}"):
         MutationProposer(signal_probability=probability)
+
+
+def test_a_signal_is_followed_at_the_position_of_its_token() -> None:
+    # Of the first word there are two tokens: positions of words are not positions of tokens.
+    space = PromptSpace(PieceTokenizer(), 3, padding="calm")
+    prompt = space.from_text("answers topic")
+    assert prompt.text == "answers topic" and len(set(prompt.token_ids)) == 3
+    swap = Swap(2, "topic", "river", -0.1, -0.1)
+    point = HistoryPoint(prompt, "stage", 0, 0.5, swaps=(swap,))
+    history = History(points=(point,), tried=frozenset({prompt.token_ids}))
+    request = request_of(space, history, n_candidates=40)
+    found = {p.text for p in MutationProposer(signal_probability=1).propose(request).prompts}
+    assert "answers river" in found
+
+
+class PieceTokenizer:
+    """Words, and the ending "s" as a piece of its own."""
+
+    words = ("calm", "answer", "topic", "river", "stone", "##s")
+    vocab_size = len(words)
+
+    def encode(self, text: str) -> list[int]:
+        pieces = re.sub(r"(\w)s\b", r"\1 ##s", text).split()
+        return [self.words.index(piece) for piece in pieces if piece in self.words]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return " ".join(self.words[i] for i in token_ids).replace(" ##", "")

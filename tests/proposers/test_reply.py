@@ -150,3 +150,8 @@ def test_the_schema_asks_for_so_many_strings(n: int) -> None:
     assert prompts["items"] == {"type": "string"}
     assert prompts["minItems"] == prompts["maxItems"] == n
     assert json.loads(json.dumps(schema)) == schema
+
+
+def test_the_form_of_the_answer_said_back_to_us_is_passed_over() -> None:
+    text = 'As {"prompts": ["...", "..."]} you asked: {"prompts": ["calm answer"]}'
+    assert reply.parse(text) == ["calm answer"]

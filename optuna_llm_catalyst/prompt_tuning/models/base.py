@@ -84,6 +84,15 @@ class TaskModel(Protocol):
         """Examples a training batch, unless a stage says otherwise."""
         ...
 
+    @property
+    def max_virtual_tokens(self) -> int:
+        """The longest prompt that fits into the encoder's positions."""
+        ...
+
+    def evaluation_batch_size(self, n_prompts: int) -> int:
+        """Examples a batch when ``n_prompts`` prompts are evaluated at once, without gradients."""
+        ...
+
     def encode(self, examples: Sequence[Example]) -> EncodedSplit:
         """Examples to tensors, once; whatever the prompt cannot change is computed here."""
         ...
@@ -165,18 +174,17 @@ class Metrics:
     accuracy: tuple[float, ...]
 
 
-def evaluate(
-    model: TaskModel, prompts: Tensor, head: Head, split: EncodedSplit, *, batch_size: int = 256
-) -> Metrics:
+def evaluate(model: TaskModel, prompts: Tensor, head: Head, split: EncodedSplit) -> Metrics:
     """Evaluates ``P`` prompts of shape ``(P, L, d)`` on a split, without gradients."""
     order = sorted(range(len(split)), key=lambda i: split.lengths[i])
+    batch_size = model.evaluation_batch_size(len(prompts))
     loss = torch.zeros(len(prompts), dtype=torch.float64)
     correct = torch.zeros(len(prompts), dtype=torch.float64)
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
             batch = split.select(order[start : start + batch_size])
             logits = model.logits(prompts, head, batch)  # (P, B, C)
-            loss += losses(logits, batch.labels).double().cpu() * len(batch)
-            correct += (logits.argmax(-1) == batch.labels).sum(-1).double().cpu()
+            loss += losses(logits, batch.labels).cpu().double() * len(batch)
+            correct += (logits.argmax(-1) == batch.labels).sum(-1).cpu().double()
     n = len(split)
     return Metrics(tuple((loss / n).tolist()), tuple((correct / n).tolist()))

@@ -23,6 +23,8 @@ from optuna_llm_catalyst.prompt_tuning.models.base import Head
 from optuna_llm_catalyst.prompt_tuning.models.base import mean_pool
 from optuna_llm_catalyst.prompt_tuning.models.tokens import class_tokens
 from optuna_llm_catalyst.prompt_tuning.models.tokens import encode_texts
+from optuna_llm_catalyst.prompt_tuning.models.tokens import max_positions
+from optuna_llm_catalyst.prompt_tuning.models.tokens import n_leading_special_tokens
 from optuna_llm_catalyst.prompt_tuning.models.tokens import splice_prompts
 
 
@@ -71,11 +73,21 @@ class DualEncoderClassifier:
         self._temperature = temperature
         self._max_length = max_length
         self._classes = class_tokens(tokenizer, self.labels, self.word_embeddings.device)
+        self._offset = n_leading_special_tokens(tokenizer)
 
     @property
     def word_embeddings(self) -> Tensor:
         weight: Tensor = self.encoder.get_input_embeddings().weight  # type: ignore[operator]
         return weight  # (V, d)
+
+    @property
+    def max_virtual_tokens(self) -> int:
+        longest = self._classes["input_ids"].shape[1]
+        return max_positions(self._tokenizer, self.encoder) - longest
+
+    def evaluation_batch_size(self, n_prompts: int) -> int:
+        del n_prompts
+        return self.batch_size
 
     def encode(self, examples: Sequence[Example]) -> EncodedSplit:
         encoded = encode_texts(
@@ -108,7 +120,9 @@ class DualEncoderClassifier:
         return F.normalize(pooled, dim=-1)  # (B, d)
 
     def _class_features(self, prompts: Tensor) -> Tensor:
-        embeddings, inputs = splice_prompts(prompts, self._classes, self.word_embeddings)
+        embeddings, inputs = splice_prompts(
+            prompts, self._classes, self.word_embeddings, offset=self._offset
+        )
         output = self.encoder(inputs_embeds=embeddings, **inputs)
         pooled = mean_pool(output.last_hidden_state, inputs["attention_mask"])
         features = F.normalize(pooled, dim=-1)  # (P*C, d)

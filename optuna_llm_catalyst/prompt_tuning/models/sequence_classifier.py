@@ -25,10 +25,11 @@ from optuna_llm_catalyst.prompt_tuning.models.base import Head
 from optuna_llm_catalyst.prompt_tuning.models.base import losses
 from optuna_llm_catalyst.prompt_tuning.models.base import mean_pool
 from optuna_llm_catalyst.prompt_tuning.models.tokens import encode_texts
+from optuna_llm_catalyst.prompt_tuning.models.tokens import n_leading_special_tokens
 from optuna_llm_catalyst.prompt_tuning.models.tokens import splice_prompts
 
 
-_PROBE_BATCH = 64
+_EVALUATION_SEQUENCES = 64
 _PROBE_L2 = 0.1
 _PROBE_STEPS = 50
 
@@ -63,12 +64,17 @@ class SequenceClassifier:
         self.name = name
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._max_virtual_tokens = max_virtual_tokens
+        self.max_virtual_tokens = max_virtual_tokens
+        self._offset = n_leading_special_tokens(tokenizer)
 
     @property
     def word_embeddings(self) -> Tensor:
         weight: Tensor = self.encoder.get_input_embeddings().weight  # type: ignore[operator]
         return weight  # (V, d)
+
+    def evaluation_batch_size(self, n_prompts: int) -> int:
+        # Each prompt reads each text: the sequences at once are what memory is spent on.
+        return max(1, _EVALUATION_SEQUENCES // n_prompts)
 
     def encode(self, examples: Sequence[Example]) -> EncodedSplit:
         return encode_texts(
@@ -76,15 +82,16 @@ class SequenceClassifier:
             examples,
             self.encoder,
             max_length=self._max_length,
-            n_reserved=self._max_virtual_tokens,
+            n_reserved=self.max_virtual_tokens,
         )
 
     def fresh_head(self, prompts: Tensor, train: EncodedSplit) -> Head:
         order = sorted(range(len(train)), key=lambda i: train.lengths[i])
+        size = self.evaluation_batch_size(len(prompts))
         with torch.no_grad():
             parts = [
-                self._features(prompts, train.select(order[i : i + _PROBE_BATCH]))
-                for i in range(0, len(order), _PROBE_BATCH)
+                self._features(prompts, train.select(order[i : i + size]))
+                for i in range(0, len(order), size)
             ]
         features = torch.cat(parts, dim=1)  # (P, B, d)
         return _probe(features, train.labels[order], len(self.labels))
@@ -95,12 +102,14 @@ class SequenceClassifier:
 
     def _features(self, prompts: Tensor, batch: EncodedSplit) -> Tensor:
         n_prompts, length, _ = prompts.shape
-        if length > self._max_virtual_tokens:
+        if length > self.max_virtual_tokens:
             raise ValueError(
                 f"The prompt has {length} virtual tokens, the model keeps room for "
-                f"{self._max_virtual_tokens}: raise `max_virtual_tokens`."
+                f"{self.max_virtual_tokens}: raise `max_virtual_tokens`."
             )
-        embeddings, inputs = splice_prompts(prompts, batch.inputs, self.word_embeddings)
+        embeddings, inputs = splice_prompts(
+            prompts, batch.inputs, self.word_embeddings, offset=self._offset
+        )
         output = self.encoder(inputs_embeds=embeddings, **inputs)
         pooled = mean_pool(output.last_hidden_state, inputs["attention_mask"])
         # Unit scale for every entry, whatever scale the encoder has: the probe's penalty and the

@@ -37,7 +37,7 @@ def encode_texts(
     if not examples:
         raise ValueError("`examples` must not be empty.")
     pairs = [example.text_pair for example in examples]
-    limit = _max_positions(tokenizer, encoder) - n_reserved
+    limit = max_positions(tokenizer, encoder) - n_reserved
     if limit <= n_special_tokens(tokenizer):
         raise ValueError(
             f"The encoder has {limit + n_reserved} positions, of which {n_reserved} are kept for "
@@ -72,10 +72,16 @@ def class_tokens(tokenizer: Any, labels: Sequence[str], device: torch.device) ->
     return {name: tensor.to(device) for name, tensor in encoded.items()}
 
 
+def n_leading_special_tokens(tokenizer: Any) -> int:
+    """1 if the tokenizer starts every text with a special token, as BERT's ``[CLS]``, else 0."""
+    first = tokenizer("a")["input_ids"][0]
+    return int(first in tokenizer.all_special_ids)
+
+
 def splice_prompts(
-    prompts: Tensor, tokens: Mapping[str, Tensor], word_embeddings: Tensor
+    prompts: Tensor, tokens: Mapping[str, Tensor], word_embeddings: Tensor, *, offset: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Puts every prompt behind the first special token of every text.
+    """Puts every prompt in front of every text, behind its leading special token.
 
     Positions are left to the encoder, which counts them over the whole sequence.
 
@@ -83,6 +89,7 @@ def splice_prompts(
         prompts: Prompts of shape ``(P, L, d)``.
         tokens: ``input_ids``, ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
         word_embeddings: The input embeddings, ``(V, d)``.
+        offset: How many tokens stay in front of the prompt.
 
     Returns:
         Embeddings of shape ``(P*N, L+T, d)``, prompt by prompt, in the encoder's precision, and
@@ -93,20 +100,20 @@ def splice_prompts(
     texts = word_embeddings[tokens["input_ids"]]  # (N, T, d)
     texts = texts.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
     spread = prompts.to(texts.dtype).unsqueeze(1).expand(-1, n_texts, -1, -1)  # (P, N, L, d)
-    embeddings = torch.cat([texts[:, :, :1], spread, texts[:, :, 1:]], dim=2)
+    embeddings = torch.cat([texts[:, :, :offset], spread, texts[:, :, offset:]], dim=2)
     inputs = {}
     for name in ("attention_mask", "token_type_ids"):
         if name in tokens:
             rows = tokens[name]  # (N, T)
             # The prompt is always attended to and belongs to the segment it stands in.
             filler = rows[:, :1].expand(-1, length)
-            inputs[name] = torch.cat([rows[:, :1], filler, rows[:, 1:]], dim=1).repeat(
-                n_prompts, 1
-            )  # (P*N, L+T)
+            with_prompt = torch.cat([rows[:, :offset], filler, rows[:, offset:]], dim=1)
+            inputs[name] = with_prompt.repeat(n_prompts, 1)  # (P*N, L+T)
     return embeddings.flatten(0, 1), inputs
 
 
-def _max_positions(tokenizer: Any, encoder: nn.Module) -> int:
+def max_positions(tokenizer: Any, encoder: nn.Module) -> int:
+    """Tokens that the encoder can take at most."""
     config: Any = encoder.config
     positions = getattr(config, "max_position_embeddings", None) or 512
     # RoBERTa counts positions from `padding_idx + 1`: its table holds two rows more than usable.
