@@ -7,17 +7,20 @@ records, which are JSON, are parsed for the best trials alone.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
-import heapq
 import math
 from operator import itemgetter
 from typing import Any
 from typing import Literal
 from typing import TYPE_CHECKING
 
+import numpy as np
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
@@ -78,7 +81,7 @@ class History:
         in_flight: Prompts that running and waiting trials try now.
         tried: Token ids of every prompt that is finished, running or waiting.
         failures: How often a trial of a prompt failed.
-        n_finished: Finished stages, complete or pruned.
+        n_finished: Finished stages, complete or pruned, refined ones included.
         n_llm_calls: Trials for which an LLM was asked before.
         minimize: Whether a lower value is better.
     """
@@ -107,48 +110,39 @@ def from_study(
         StudyMismatchError: If the study's prompts are not of this space.
     """
     minimize = study.direction == StudyDirection.MINIMIZE
-    sign = 1.0 if minimize else -1.0
     token_ids_of = _token_ids_getter(space)
-    # The best stage of each prompt: a prompt may have been trained more than once.
-    stages: dict[TokenIds, tuple[float, int, TokenIds, FrozenTrial]] = {}
-    tried: set[TokenIds] = set()
+    finished: list[FrozenTrial] = []
+    token_ids: list[TokenIds] = []
     failures: Counter[TokenIds] = Counter()
     flying: list[FrozenTrial] = []
     last: FrozenTrial | None = None
-    n_finished = n_llm_calls = 0
+    n_llm_calls = 0
     for trial in records.all_trials(study):
         if "llm_seconds" in trial.user_attrs:
             # A trial that optuna runs again inherits the attribute without asking again.
             n_llm_calls += "failed_trial" not in trial.system_attrs
         if trial.state in _FINISHED:
             last = trial
-            token_ids = token_ids_of(trial.params)
-            if token_ids is None:
+            try:
+                token_ids.append(token_ids_of(trial.params))
+            except KeyError:
                 continue
-            tried.add(token_ids)
-            # A refined stage did not start from its words: it says nothing about them.
-            if trial.user_attrs.get("origin") == "refine":
-                continue
-            n_finished += 1
-            value = trial.value
-            if value is not None and not math.isnan(value):
-                best = stages.get(token_ids)
-                if best is None or sign * value < best[0]:
-                    stages[token_ids] = (sign * value, trial.number, token_ids, trial)
+            finished.append(trial)
         elif trial.state in _UNFINISHED:
             if trial.number != exclude:
                 flying.append(trial)
-        elif (token_ids := token_ids_of(trial.params)) is not None:
-            failures[token_ids] += 1
+        else:
+            with suppress(KeyError):  # It failed before it had a prompt.
+                failures[token_ids_of(trial.params)] += 1
     if last is not None:
         space.check([last])
     in_flight = _in_flight(flying, space)
     return History(
-        points=_top_points(stages.values(), space, sign=sign, top_k=top_k),
+        points=_top_points(finished, token_ids, space, minimize=minimize, top_k=top_k),
         in_flight=in_flight,
-        tried=frozenset(tried | {prompt.token_ids for prompt in in_flight}),
+        tried=frozenset([*token_ids, *(prompt.token_ids for prompt in in_flight)]),
         failures=failures,
-        n_finished=n_finished,
+        n_finished=len(finished),
         n_llm_calls=n_llm_calls,
         minimize=minimize,
     )
@@ -164,18 +158,15 @@ def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozens
     return frozenset(prompt.token_ids for prompt in _in_flight(trials, space))
 
 
-def _token_ids_getter(space: PromptSpace) -> Any:
-    """A function from a trial's params to its token ids, or None: one C call for all names."""
+def _token_ids_getter(space: PromptSpace) -> Callable[[Mapping[str, Any]], TokenIds]:
+    """A function from a trial's params to its token ids: one C call for all names.
+
+    It raises KeyError for params of something else.
+    """
     names = space.param_names
-    getter = itemgetter(*names) if len(names) > 1 else lambda params: (params[names[0]],)
-
-    def token_ids_of(params: dict[str, Any]) -> TokenIds | None:
-        try:
-            return getter(params)
-        except KeyError:
-            return None
-
-    return token_ids_of
+    if len(names) == 1:
+        return lambda params: (params[names[0]],)
+    return itemgetter(*names)
 
 
 def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[RestartPrompt, ...]:
@@ -183,10 +174,10 @@ def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[Resta
     found: dict[TokenIds, None] = {}
     for trial in trials:
         proposal = records.load(trial, "proposal") or {}
-        fixed = trial.system_attrs.get("fixed_params", {})
-        token_ids = (
-            token_ids_of(trial.params) or token_ids_of(fixed) or proposal.get("token_ids") or ()
-        )
+        token_ids: Sequence[int] = proposal.get("token_ids", ())
+        for params in (trial.system_attrs.get("fixed_params", {}), trial.params):
+            with suppress(KeyError):
+                token_ids = token_ids_of(params)
         # Optuna lets anything be enqueued; what is no prompt of the space cannot collide.
         inside = all(0 <= token_id < space.vocab_size for token_id in token_ids)
         if inside and len(token_ids) == space.num_virtual_tokens:
@@ -195,22 +186,30 @@ def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[Resta
 
 
 def _top_points(
-    stages: Iterable[tuple[float, int, TokenIds, FrozenTrial]],
+    trials: Sequence[FrozenTrial],
+    token_ids: Sequence[TokenIds],
     space: PromptSpace,
     *,
-    sign: float,
+    minimize: bool,
     top_k: int,
 ) -> tuple[HistoryPoint, ...]:
-    ranked = heapq.nsmallest(top_k, stages, key=itemgetter(0, 1))
-    points = {
-        token_ids: _stage_point(trial, space.from_token_ids(token_ids))
-        for _, _, token_ids, trial in ranked
-    }
+    sign = 1.0 if minimize else -1.0
+    values = [trial.value for trial in trials]
+    ranks = np.array([math.nan if value is None else sign * value for value in values])
+    points: dict[TokenIds, HistoryPoint] = {}
+    ranked: list[FrozenTrial] = []
+    # The same prompt may have been trained more than once: its best stage speaks for it.
+    for i in np.argsort(ranks, kind="stable"):
+        if len(points) == top_k or math.isnan(ranks[i]):
+            break
+        # A refined stage did not start from its words: it says nothing about them.
+        if token_ids[i] not in points and trials[i].user_attrs.get("origin") != "refine":
+            points[token_ids[i]] = _stage_point(trials[i], space.from_token_ids(token_ids[i]))
+            ranked.append(trials[i])
     # A value after training and a value without are different things: prompts that were never
     # trained fill up a short history and are ranked among themselves.
     if len(points) < top_k:
-        trials = [trial for *_, trial in ranked]
-        untrained = _untrained_points(trials, space, lower_is_better=sign > 0)
+        untrained = _untrained_points(ranked, space, lower_is_better=minimize)
         for point in sorted(untrained, key=lambda point: sign * point.value):
             if len(points) < top_k:
                 points.setdefault(point.prompt.token_ids, point)

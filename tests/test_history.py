@@ -173,7 +173,6 @@ def test_a_refined_stage_says_nothing_about_its_words() -> None:
     study.tell(refined, 0.1)
     past = history.from_study(study, SPACE, top_k=5)
     assert [point.value for point in past.points] == [0.5]
-    assert past.n_finished == 1
 
 
 def test_a_study_of_another_space_is_refused() -> None:
