@@ -139,6 +139,8 @@ class PromptTuningObjective:
 
         Made for ``LLMCatalystSampler(screen=objective.score)``.
         """
+        if not prompts:
+            return []
         embeddings = embed([p.token_ids for p in prompts], self._model.word_embeddings)
         head = self._model.fresh_head(embeddings, self._train)
         return list(evaluate(self._model, embeddings, head, self._validation).loss)
@@ -276,6 +278,12 @@ class PromptTuningObjective:
     def _placed(self, trained: TrainedPrompt) -> tuple[Tensor, Head]:
         """A trained prompt (L, d) and its head, on the model's device."""
         device = self._model.word_embeddings.device
+        names = {trained.model_name, self._model.name} - {""}
+        if len(names) > 1:
+            raise CheckpointError(
+                f"the prompt was trained on {trained.model_name!r}, this model is "
+                f"{self._model.name!r}."
+            )
         width = self._model.word_embeddings.shape[1]
         if trained.embeddings.shape[1] != width:
             raise CheckpointError(

@@ -515,3 +515,10 @@ def test_a_dual_encoder_has_no_head() -> None:
     model = make_dual()
     split = split_of(model, 3)
     assert model.fresh_head(hard_prompts(model, make_encoder()[1]), split) == {}
+
+
+@pytest.mark.parametrize("model_name", TASK_MODELS)
+def test_pairs_and_single_texts_are_not_mixed(model_name: str) -> None:
+    examples = [Example("wolf", 0, "bread"), Example("bear there", 0)]
+    with pytest.raises(ValueError, match="'bear there' has none"):
+        TASK_MODELS[model_name]().encode(examples)

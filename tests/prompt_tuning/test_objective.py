@@ -401,6 +401,33 @@ def test_a_prompt_of_other_labels_or_another_width_has_no_test_score(store: Stor
         objective.test(replace(trained, embeddings=trained.embeddings[:, :16]))
 
 
+def test_a_prompt_of_another_model_has_no_test_score(store: Store) -> None:
+    study = optuna.create_study()
+    objective = make_objective(store=store)
+    study.optimize(objective, n_trials=1)
+    trained = load_soft_prompt(study, artifact_store=store)
+    with pytest.raises(CheckpointError, match="trained on 'other', this model is 'bert'"):
+        objective.test(replace(trained, model_name="other"))
+
+
+def test_no_prompts_have_no_scores(store: Store) -> None:
+    assert make_objective(store=store).score([]) == []
+
+
+@each_model
+def test_the_loss_of_projected_words_is_the_score_they_have_as_candidates(
+    model_name: str, store: Store
+) -> None:
+    objective = make_objective(model_name, store=store)
+    study = optuna.create_study()
+    study.optimize(objective, n_trials=1)
+    trajectory = load_trajectory(study.best_trial)
+    assert trajectory is not None
+    prompts = [objective.space.from_token_ids(point.token_ids) for point in trajectory.points]
+    for point, score in zip(trajectory.points, objective.score(prompts), strict=True):
+        assert point.hard_loss == pytest.approx(score, abs=1e-3)
+
+
 # The last stage.
 
 

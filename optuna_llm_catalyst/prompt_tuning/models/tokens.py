@@ -37,6 +37,11 @@ def encode_texts(
     if not examples:
         raise ValueError("`examples` must not be empty.")
     pairs = [example.text_pair for example in examples]
+    if any(pairs) and not all(pairs):
+        single = next(example.text for example in examples if not example.text_pair)
+        raise ValueError(
+            f"Some examples have a `text_pair`, {single[:60]!r} has none: give all of them one."
+        )
     limit = max_positions(tokenizer, encoder) - n_reserved
     if limit <= n_special_tokens(tokenizer):
         raise ValueError(
@@ -45,7 +50,7 @@ def encode_texts(
         )
     encoded = tokenizer(
         [example.text for example in examples],
-        [pair or "" for pair in pairs] if any(pairs) else None,
+        pairs if any(pairs) else None,
         truncation=True,
         max_length=limit if max_length is None else min(limit, max_length),
         padding=True,
