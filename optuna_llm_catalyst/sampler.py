@@ -162,8 +162,9 @@ class LLMCatalystSampler(BaseSampler):
         params: dict[str, Any] = {}
         if rest:
             params.update(self._inner(trial).sample_relative(study, trial, rest))
-            for name in rest.keys() - params.keys():
-                params[name] = self.sample_independent(study, trial, name, rest[name])
+            for name, distribution in rest.items():
+                if name not in params:
+                    params[name] = self.sample_independent(study, trial, name, distribution)
         # A prompt that was enqueued is there already, whatever else of its trial is sampled.
         enqueued = prompt_names <= trial.system_attrs.get("fixed_params", {}).keys()
         if self._space is not None and prompt_names <= search_space.keys() and not enqueued:

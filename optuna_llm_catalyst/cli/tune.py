@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 import hashlib
@@ -19,11 +17,6 @@ import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
-from rich.progress import Progress
-from rich.progress import TextColumn
-from rich.progress import TimeElapsedColumn
 from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_llm_catalyst import LLMCatalystSampler
@@ -33,6 +26,7 @@ from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.llms import choose_llm
+from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.cli.studies import check_setup
 from optuna_llm_catalyst.cli.studies import open_study
 from optuna_llm_catalyst.exceptions import CheckpointError
@@ -43,7 +37,6 @@ if TYPE_CHECKING:
     from optuna_llm_catalyst.prompt_tuning import Task
     from optuna_llm_catalyst.prompt_tuning.models import TaskModel
     from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
-    from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 DEMO = "demo"
 _INTERRUPTED = 130
@@ -90,7 +83,12 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
     console = Console(stderr=True, highlight=False)
     task = _task(options)
     chosen_llm = choose_llm(options.llm)
-    progress = _Progress(console, options)
+    progress = StageProgress(
+        console,
+        stages=options.stages,
+        steps=options.steps,
+        refine_steps=options.refine_steps,
+    )
     objective, sampler = _build(options, task, chosen_llm.provider, progress)
     study = open_study(options.storage, options.study_name, sampler)
     resumed = _resume(study, objective, options, task, console)
@@ -100,12 +98,13 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
         with progress.shown():
             study.optimize(objective, n_trials=options.stages, callbacks=[progress.finished])
             if options.refine_steps:
-                objective.refine(study, n_steps=options.refine_steps)
+                refined = objective.refine(study, n_steps=options.refine_steps)
+                progress.finished(study, refined)
     except KeyboardInterrupt:
         console.print("Interrupted: this stage is lost, the same command goes on with the next.")
         code = _INTERRUPTED
     except (MemoryError, SQLAlchemyError, StorageInternalError, OutOfMemoryError) as error:
-        line = str(error).splitlines()[0]
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"this stage is lost, the same command goes on with the next: {line}"
         ) from error
@@ -136,7 +135,7 @@ def _task(options: TuneOptions) -> Task:
 
 
 def _build(
-    options: TuneOptions, task: Task, llm: Any, progress: _Progress
+    options: TuneOptions, task: Task, llm: Any, progress: StageProgress
 ) -> tuple[PromptTuningObjective, LLMCatalystSampler]:
     """The objective and the sampler of the options."""
     from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -318,49 +317,3 @@ def _dashboard_command(options: TuneOptions) -> str:
             beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
         )
     return shlex.join([program, options.storage, "--artifact-dir", str(options.artifacts)])
-
-
-class _Progress:
-    """The progress bar: stages, and within one its steps; one line a stage if not a terminal."""
-
-    def __init__(self, console: Console, options: TuneOptions) -> None:
-        self.console = console
-        self._options = options
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._n_done = 0
-        self._steps = self._bar.add_task("steps", total=options.stages * max(1, options.steps))
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        with self._bar:
-            yield
-
-    def evaluated(self, trial: Any, evaluation: Evaluation) -> None:
-        steps = max(1, self._options.steps)
-        self._bar.update(
-            self._steps,
-            completed=self._n_done * steps + min(evaluation.step, steps),
-            description=f"stage {trial.number}, loss {evaluation.loss:.3f}, steps",
-        )
-
-    def finished(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        del study
-        self._n_done += 1
-        failure = (records.load(trial, "proposal") or {}).get("failure")
-        if failure:
-            self._say(f"stage {trial.number} started from a mutation: {failure}")
-        if trial.value is None:
-            self._say(f"stage {trial.number} failed: its loss is not a number; try a lower --lr")
-        elif not self.console.is_terminal:
-            origin, prompt = (trial.user_attrs.get(key, "") for key in ("origin", "prompt"))
-            self._say(f"stage {trial.number}: loss {trial.value:.3f}, {origin}: {prompt}")
-
-    def _say(self, line: str) -> None:
-        self.console.print(report.printable(line), markup=False, soft_wrap=True)
