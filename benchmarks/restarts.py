@@ -2,13 +2,15 @@
 
 Run: ``python benchmarks/restarts.py DATA --out results.jsonl``. Each run is a fresh process of
 ``optuna-llm-catalyst tune`` with its own storage, so wall time and peak memory are what a user
-sees. Arms have equal numbers of stages and steps:
+sees. Arms have equal numbers of optimiser steps:
 
+* ``long``: one stage of all the steps, no restart,
 * ``random``: every stage starts from random whole words,
 * ``mutation``: random words three times, then mutations of what worked, screened,
 * ``llm``: random words three times, then an LLM's proposals, screened (needs ``--llm``).
 
-Every arm's first stage is the same; it is the row ``first stage``: no restart at all.
+The first stages of all arms but ``long`` are the same one, the column ``first stage``: what the
+first tenth of the steps comes to.
 The stage is chosen by validation loss and reported on the test split.
 """
 
@@ -28,11 +30,12 @@ from typing import Any
 
 def run(data: Path, seed: int, arm: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run of the command line: its JSON, wall seconds and peak memory in GB."""
+    stages, steps = (1, args.stages * args.steps) if arm == "long" else (args.stages, args.steps)
     command = [
         *(sys.executable, "-c", "from optuna_llm_catalyst.cli import main; main()"),
         *("tune", str(data), "--json", "--storage", "sqlite:///study.db"),
         *("--shots", str(args.shots), "--seed", str(seed)),
-        *("--stages", str(args.stages), "--steps", str(args.steps)),
+        *("--stages", str(stages), "--steps", str(steps)),
         *("--llm", args.llm if arm == "llm" else "mutation"),
         *("--n-startup-trials", str(args.stages if arm == "random" else 3)),
     ]
@@ -58,19 +61,19 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     seeds = sorted({row["seed"] for row in results})
     columns: dict[str, dict[int, float]] = {"first stage": {}}
     for row in results:
-        columns["first stage"][row["seed"]] = 100 * row["test"]["first"]["accuracy"]
+        if row["arm"] != "long":
+            columns["first stage"][row["seed"]] = 100 * row["test"]["first"]["accuracy"]
         columns.setdefault(row["arm"], {})[row["seed"]] = 100 * row["test"]["chosen"]["accuracy"]
+    first = columns["first stage"]
+    columns = {name: values for name, values in columns.items() if values}
     lines = ["| seed | " + " | ".join(columns) + " |", "|---" * (1 + len(columns)) + "|"]
     for seed in seeds:
         cells = [f"{values[seed]:.1f}" for values in columns.values()]
         lines.append(f"| {seed} | " + " | ".join(cells) + " |")
     means = [f"{statistics.mean(v.values()):.1f}" for v in columns.values()]
     lines.append("| mean | " + " | ".join(means) + " |")
-    gains = [
-        [values[seed] - columns["first stage"][seed] for seed in seeds]
-        for values in columns.values()
-    ]
-    if len(seeds) > 1:
+    if first and len(seeds) > 1:
+        gains = [[values[seed] - first[seed] for seed in seeds] for values in columns.values()]
         spread = [
             f"{statistics.mean(g):+.1f} ± {statistics.stdev(g) / len(g) ** 0.5:.1f}" for g in gains
         ]
@@ -82,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of a task")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--arms", nargs="+", default=["random", "mutation"])
+    parser.add_argument("--arms", nargs="+", default=["long", "random", "mutation"])
     parser.add_argument("--llm", default="ollama", help="the LLM of the arm llm")
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--stages", type=int, default=10)
