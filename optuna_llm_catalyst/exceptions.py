@@ -41,3 +41,8 @@ class StudyMismatchError(CatalystError, ValueError):
 
 class CheckpointError(CatalystError, ValueError):
     """A trained soft prompt cannot be loaded."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
 import math
@@ -285,14 +284,16 @@ class LLMCatalystSampler(BaseSampler):
         proposal = replace(proposal, prompts=fresh)
         if failure is not None:
             _logger.warning(f"Trial {trial.number} restarts from a mutation: {failure}.")
-            proposal = self._fallback(request, proposal.details)
-        prompts = proposal.prompts
+            mutated = self._mutation.propose(request).prompts
+            proposal = Proposal(mutated, "mutation", proposal.details)
+        # In a tiny vocabulary every prompt near the best may have been tried.
+        spare = random_prompt(space, np.random.default_rng(seed))
+        prompts = proposal.prompts or (spare,)
         scores = self._scores(prompts)
         order = sorted(range(len(prompts)), key=lambda i: self._rank(scores[i], past))
         _logger.info(
             f"Trial {trial.number} restarts from {prompts[order[0]].text!r} ({proposal.origin})."
         )
-        spare = random_prompt(space, np.random.default_rng(seed))
         return [*(prompts[i] for i in order), spare], {
             **records.jsonable(proposal.details),  # First: they come from someone else's code.
             "origin": proposal.origin,
@@ -312,13 +313,6 @@ class LLMCatalystSampler(BaseSampler):
             _logger.debug("The proposer raised.", exc_info=True)
             return Proposal((), "llm"), f"{type(error).__name__}: {error}"
         return proposal, None
-
-    def _fallback(self, request: ProposalRequest, details: Mapping[str, Any]) -> Proposal:
-        prompts = self._mutation.propose(request).prompts
-        if not prompts:  # A tiny vocabulary, of which every prompt near the best was tried.
-            rng = np.random.default_rng(request.seed)
-            prompts = (random_prompt(request.space, rng),)
-        return Proposal(prompts, "mutation", details)
 
     def _count_tokens(self, study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
         counts = [proposal.details.get(key) for key in ("prompt_tokens", "reply_tokens")]

@@ -20,6 +20,7 @@ from optuna_llm_catalyst.cli.tune import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 
 
+# As in `prompt_tuning`, whose import would load torch for every `--help`.
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ARTIFACTS = Path("llm_catalyst_artifacts")
 

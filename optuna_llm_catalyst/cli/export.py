@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 import json
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def export(
         stage = next(row for row in rows if row.number == number)
         facts = {
             "study": study_name,
-            "stage": report.as_dict(stage),
+            "stage": asdict(stage),
             "text": trained.text,
             "token_ids": trained.token_ids,
             "model": trained.model_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from dataclasses import dataclass
 import json
 from typing import Any
@@ -53,10 +52,6 @@ def _without_nan(value: Any) -> Any:
 def stage_rows(study: optuna.Study) -> list[StageRow]:
     """The stages of a study in the order of their numbers, waiting ones left out."""
     return [_row(t) for t in records.all_trials(study) if t.state != TrialState.WAITING]
-
-
-def as_dict(row: StageRow | None) -> dict[str, Any] | None:
-    return None if row is None else asdict(row)
 
 
 def chosen(rows: list[StageRow]) -> StageRow | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import optuna
@@ -29,7 +30,7 @@ def show(storage: str, study_name: str, *, trial_number: int | None, as_json: bo
         best = report.chosen(rows)
         document = {
             "study": study.study_name,
-            "stages": [report.as_dict(row) for row in rows],
+            "stages": [asdict(row) for row in rows],
             "chosen": best and best.number,
         }
         report.print_json(document)
@@ -46,7 +47,7 @@ def _story(study: optuna.Study, number: int) -> dict[str, Any]:
         )
     trajectory = records.load_trajectory(trials[number])
     return {
-        "stage": report.as_dict(row),
+        "stage": asdict(row),
         "params": trials[number].params,
         "user_attrs": trials[number].user_attrs,
         "proposal": records.load(trials[number], "proposal"),

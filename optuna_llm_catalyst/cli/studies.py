@@ -15,6 +15,7 @@ from optuna.study import StudyDirection
 from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 
 
@@ -94,8 +95,7 @@ def _with_storage(storage: str, use: Callable[[BaseStorage], optuna.Study]) -> o
         return use(optuna.storages.get_storage(storage))
     # A journal that is none raises a ValueError of JSON.
     except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"storage {storage!r} cannot be opened: {line}") from error
+        raise UserError(f"storage {storage!r} cannot be opened: {first_line(error)}") from error
 
 
 def _is_journal(storage: str) -> bool:

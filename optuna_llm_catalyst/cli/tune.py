@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from dataclasses import dataclass
 from enum import Enum
 import hashlib
@@ -30,6 +31,7 @@ from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.cli.studies import check_setup
 from optuna_llm_catalyst.cli.studies import open_study
 from optuna_llm_catalyst.exceptions import CheckpointError
+from optuna_llm_catalyst.exceptions import first_line
 
 
 if TYPE_CHECKING:
@@ -104,9 +106,8 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
         console.print("Interrupted: this stage is lost, the same command goes on with the next.")
         code = _INTERRUPTED
     except (MemoryError, SQLAlchemyError, StorageInternalError, OutOfMemoryError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"this stage is lost, the same command goes on with the next: {line}"
+            f"this stage is lost, the same command goes on with the next: {first_line(error)}"
         ) from error
     _report(study, objective, options, resumed=resumed, as_json=as_json)
     return code
@@ -244,7 +245,7 @@ def _report(
             "study": study.study_name,
             "storage": options.storage,
             "resumed": resumed,
-            "stages": [report.as_dict(row) for row in rows],
+            "stages": [asdict(row) for row in rows],
             "chosen": chosen and chosen.number,
             "first": first and first.number,
             "test": tested,
@@ -304,8 +305,7 @@ def _device(name: str) -> str:
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"--device {name!r} cannot be used: {line}") from error
+        raise UserError(f"--device {name!r} cannot be used: {first_line(error)}") from error
     return name
 
 

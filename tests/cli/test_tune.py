@@ -17,6 +17,9 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import load_trajectory
+from optuna_llm_catalyst.cli import app
+from optuna_llm_catalyst.prompt_tuning import checkpoints
+from optuna_llm_catalyst.prompt_tuning import pretrained
 from tests.cli.conftest import Cli
 
 
@@ -329,6 +332,11 @@ def test_an_interrupt_loses_its_stage_only_and_still_reports(
     assert process.returncode == 130
     assert "Interrupted" in err and "Traceback" not in err
     assert [t.state for t in _load().trials] == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+def test_the_command_lines_defaults_are_the_librarys() -> None:
+    assert app.DEFAULT_MODEL == pretrained.DEFAULT_MODEL
+    assert app.DEFAULT_ARTIFACTS == checkpoints.DEFAULT_FOLDER
 
 
 def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
