@@ -11,13 +11,20 @@ from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.exceptions import StudyMismatchError
+from optuna_llm_catalyst.mistakes import Confusion
+from optuna_llm_catalyst.mistakes import MisreadText
+from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
 from optuna_llm_catalyst.providers import OllamaProvider
+from optuna_llm_catalyst.providers import OpenAICompatibleProvider
 from optuna_llm_catalyst.providers import ReplayProvider
+from optuna_llm_catalyst.providers import TransformersProvider
+from optuna_llm_catalyst.records import load_mistakes
 from optuna_llm_catalyst.records import load_trajectory
+from optuna_llm_catalyst.records import record_mistakes
 from optuna_llm_catalyst.records import record_trajectory
 from optuna_llm_catalyst.sampler import LLMCatalystSampler
 from optuna_llm_catalyst.trajectory import DriftWord
@@ -29,14 +36,18 @@ from optuna_llm_catalyst.trajectory import TrajectoryPoint
 __all__ = [
     "CatalystError",
     "CheckpointError",
+    "Confusion",
     "DataError",
     "DriftWord",
     "InvalidReplyError",
     "LLMCatalystSampler",
     "LLMProposer",
+    "MisreadText",
+    "Mistakes",
     "ModelNotFoundError",
     "MutationProposer",
     "OllamaProvider",
+    "OpenAICompatibleProvider",
     "PromptSpace",
     "ProviderError",
     "ReplayProvider",
@@ -45,6 +56,9 @@ __all__ = [
     "Swap",
     "Trajectory",
     "TrajectoryPoint",
+    "TransformersProvider",
+    "load_mistakes",
     "load_trajectory",
+    "record_mistakes",
     "record_trajectory",
 ]

@@ -20,7 +20,16 @@ class CatalystError(Exception):
 
 
 class ProviderError(CatalystError):
-    """An LLM could not be reached, or answered with an error."""
+    """An LLM could not be reached, or answered with an error.
+
+    Args:
+        message: What happened, in one sentence.
+        transient: Whether the same request may succeed a little later.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class InvalidReplyError(CatalystError):

@@ -18,6 +18,7 @@ import math
 from operator import itemgetter
 from typing import Any
 from typing import Literal
+from typing import NamedTuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.trajectory import best_swaps
@@ -58,6 +60,7 @@ class HistoryPoint:
         pruned: Whether the stage was stopped early.
         swaps: Single-word swaps that were measured to help, best first.
         drift: Words towards which the virtual tokens moved, strongest first.
+        mistakes: What the trained prompt gets wrong, None if not recorded.
     """
 
     prompt: RestartPrompt
@@ -70,6 +73,22 @@ class HistoryPoint:
     pruned: bool = False
     swaps: tuple[Swap, ...] = ()
     drift: tuple[DriftWord, ...] = ()
+    mistakes: Mistakes | None = None
+
+
+class Outcome(NamedTuple):
+    """A finished stage in three numbers: its trial, its prompt, its value."""
+
+    trial_number: int
+    token_ids: TokenIds
+    value: float
+
+
+class Ask(NamedTuple):
+    """A trial that asked the proposer: whether that gave a prompt, None while it is open."""
+
+    trial_number: int
+    succeeded: bool | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,8 @@ class History:
         tried: Token ids of every prompt that is finished, running or waiting.
         failures: How often a trial of a prompt failed.
         n_finished: Finished stages, complete or pruned, refined ones included.
-        n_llm_calls: Trials for which an LLM was asked before.
+        outcomes: Finished stages that have a value, refined ones excluded, oldest first.
+        asks: Trials that asked the proposer, oldest first.
         minimize: Whether a lower value is better.
     """
 
@@ -91,7 +111,8 @@ class History:
     tried: frozenset[TokenIds] = field(default=frozenset(), repr=False)
     failures: Mapping[TokenIds, int] = field(default_factory=dict)
     n_finished: int = 0
-    n_llm_calls: int = 0
+    outcomes: tuple[Outcome, ...] = field(default=(), repr=False)
+    asks: tuple[Ask, ...] = ()
     minimize: bool = True
 
 
@@ -116,11 +137,10 @@ def from_study(
     failures: Counter[TokenIds] = Counter()
     flying: list[FrozenTrial] = []
     last: FrozenTrial | None = None
-    n_llm_calls = 0
+    asks: list[Ask] = []
     for trial in records.all_trials(study):
-        if "llm_seconds" in trial.user_attrs:
-            # A trial that optuna runs again inherits the attribute without asking again.
-            n_llm_calls += "failed_trial" not in trial.system_attrs
+        if records.was_asked(trial) and trial.number != exclude:
+            asks.append(Ask(trial.number, _succeeded(trial)))
         if trial.state in _FINISHED:
             last = trial
             try:
@@ -143,9 +163,22 @@ def from_study(
         tried=frozenset([*token_ids, *(prompt.token_ids for prompt in in_flight)]),
         failures=failures,
         n_finished=len(finished),
-        n_llm_calls=n_llm_calls,
+        outcomes=tuple(
+            Outcome(trial.number, ids, value)
+            for trial, ids in zip(finished, token_ids, strict=True)
+            if (value := trial.value) is not None
+            and not math.isnan(value)
+            and trial.user_attrs.get("origin") != "refine"
+        ),
+        asks=tuple(asks),
         minimize=minimize,
     )
+
+
+def _succeeded(trial: FrozenTrial) -> bool | None:
+    """Whether the proposer that a trial asked gave its prompt."""
+    origin = trial.user_attrs.get("origin")
+    return None if origin is None else origin != "mutation"
 
 
 def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozenset[TokenIds]:
@@ -233,6 +266,7 @@ def _stage_point(trial: FrozenTrial, prompt: RestartPrompt) -> HistoryPoint:
         pruned=trial.state == TrialState.PRUNED,
         swaps=best_swaps(points),
         drift=best.drift if best else (),
+        mistakes=records.load_mistakes(trial),
     )
 
 

@@ -108,7 +108,7 @@ class PromptSpace:
                 f"`padding` {padding!r} has no token in this tokenizer's vocabulary; "
                 "pass a word that has one."
             )
-        self._padding_id = padding_ids[-1]
+        self.padding_id = padding_ids[-1]
 
     @property
     def search_space(self) -> dict[str, IntDistribution]:
@@ -292,7 +292,7 @@ class PromptSpace:
 
     def _fit(self, token_ids: Sequence[int]) -> list[int]:
         cut = list(token_ids[: self.num_virtual_tokens])
-        return cut + [self._padding_id] * (self.num_virtual_tokens - len(cut))
+        return cut + [self.padding_id] * (self.num_virtual_tokens - len(cut))
 
     def _encode(self, text: str) -> list[int]:
         return self._encode_each([text])[0]

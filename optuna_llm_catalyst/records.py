@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import Trial
 from optuna.trial import TrialState
 
+from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.trajectory import Trajectory
 
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 PREFIX = "llm_catalyst:"
 MAX_CHUNK = 2045
-MAX_TEXT = 16_000
+#: The longest text that is kept; a meta-prompt that fills a context of 8192 tokens is shorter.
+MAX_TEXT = 32_000
+#: Marks a trial whose proposer was asked, from before it is asked.
+_ASKED = f"{PREFIX}asked"
 
 
 def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
@@ -49,6 +53,20 @@ def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
         return None  # Written by another version.
 
 
+def record_mistakes(trial: BaseTrial, mistakes: Mistakes) -> None:
+    """Leaves on a trial what its trained prompt gets wrong, for the sampler to tell an LLM."""
+    save(trial, "mistakes", mistakes.to_json())
+
+
+def load_mistakes(trial: BaseTrial | FrozenTrial) -> Mistakes | None:
+    """The mistakes recorded on a trial; None if there are none that can be read."""
+    payload = load(trial, "mistakes")
+    try:
+        return None if payload is None else Mistakes.from_json(payload)
+    except (KeyError, TypeError, ValueError):
+        return None  # Written by another version.
+
+
 def save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:
     """Saves a record on a running trial, or on one that lives in no storage."""
     if isinstance(trial, Trial):
@@ -65,6 +83,19 @@ def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str
     """
     for key, value in _entries("proposal", proposal, trial.system_attrs):
         study._storage.set_trial_system_attr(trial._trial_id, key, value)
+
+
+def mark_asked(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Marks a running trial as one that asks a proposer, before it does."""
+    study._storage.set_trial_system_attr(trial._trial_id, _ASKED, trial.number)
+
+
+def was_asked(trial: FrozenTrial) -> bool:
+    """Whether a trial itself asked a proposer.
+
+    A trial that Optuna runs again after a crash inherits the mark without asking again.
+    """
+    return trial.system_attrs.get(_ASKED) == trial.number
 
 
 def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:

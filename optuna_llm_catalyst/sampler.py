@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence
-from dataclasses import replace
-import math
-import time
+import copy
 from typing import Any
 from typing import TYPE_CHECKING
-import zlib
 
-import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
-from optuna_llm_catalyst import history
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.planner import RestartPlanner
+from optuna_llm_catalyst.planner import Screen
+from optuna_llm_catalyst.planner import seed_sequence
 from optuna_llm_catalyst.prompt_space import PromptSpace
-from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
-from optuna_llm_catalyst.proposers import Proposal
-from optuna_llm_catalyst.proposers import ProposalError
-from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import Proposer
-from optuna_llm_catalyst.proposers.mutation import random_prompt
 
 
 if TYPE_CHECKING:
@@ -36,12 +28,7 @@ if TYPE_CHECKING:
 
     from optuna_llm_catalyst.providers import Provider
 
-Screen = Callable[[Sequence[RestartPrompt]], Sequence[float]]
-
 _DEFAULT_N_STARTUP_TRIALS = 3
-#: A startup prompt gets a second chance after a crash, not a third.
-_MAX_FAILURES = 2
-_logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 class LLMCatalystSampler(BaseSampler):
@@ -80,6 +67,10 @@ class LLMCatalystSampler(BaseSampler):
         independent_sampler:
             Samples every parameter that is not the prompt, jointly if it can.
             Default: :class:`optuna.samplers.TPESampler`, seeded per trial.
+        prefetch:
+            Ask for the next restart while a stage trains, so that the LLM's time costs none. The
+            LLM then does not see how the stage that is training ends. Off, results do not depend
+            on timing.
         seed:
             Seed of everything random, combined with the trial's number. ``None`` for no seed.
 
@@ -107,6 +98,7 @@ class LLMCatalystSampler(BaseSampler):
         top_k: int = 10,
         screen: Screen | None = None,
         independent_sampler: BaseSampler | None = None,
+        prefetch: bool = False,
         seed: int | None = None,
     ) -> None:
         if llm is not None and proposer is not None:
@@ -123,20 +115,30 @@ class LLMCatalystSampler(BaseSampler):
         ):
             if value < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
-        self._space = space
-        self._mutation = MutationProposer()
         if proposer is None:
-            proposer = LLMProposer(llm, task_description) if llm is not None else self._mutation
-        self._proposer = proposer
-        self._n_startup_trials = n_startup_trials
-        self._startup_prompts = tuple(
-            space.from_text(text) for text in startup_prompts if space is not None
+            proposer = LLMProposer(llm, task_description) if llm else MutationProposer()
+        self._space = space
+        self._planner = (
+            None
+            if space is None
+            else RestartPlanner(
+                space,
+                proposer,
+                n_startup_trials=n_startup_trials,
+                startup_prompts=[space.from_text(text) for text in startup_prompts],
+                n_candidates=n_candidates,
+                top_k=top_k,
+                screen=screen,
+                seed=seed,
+                prefetch=prefetch,
+            )
         )
-        self._n_candidates = n_candidates
-        self._top_k = top_k
-        self._screen = screen
         self._independent_sampler = independent_sampler
         self._seed = seed
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Even a shallow copy has its own requests in flight: none.
+        return {**self.__dict__, "_planner": copy.copy(self._planner)}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -167,7 +169,8 @@ class LLMCatalystSampler(BaseSampler):
         # A prompt that was enqueued is there already, whatever else of its trial is sampled.
         enqueued = prompt_names <= trial.system_attrs.get("fixed_params", {}).keys()
         if self._space is not None and prompt_names <= search_space.keys() and not enqueued:
-            prompt = self._restart_prompt(study, trial, self._space)
+            assert self._planner is not None
+            prompt = self._planner.restart_prompt(study, trial)
             params.update(self._space.to_params(prompt))
         return params
 
@@ -208,13 +211,8 @@ class LLMCatalystSampler(BaseSampler):
         """
         if self._independent_sampler is not None:
             return self._independent_sampler
-        seeds = self._seed_sequence(trial, purpose or "relative").generate_state(1)
+        seeds = seed_sequence(self._seed, trial.number, purpose or "relative").generate_state(1)
         return TPESampler(seed=int(seeds[0]))
-
-    def _seed_sequence(self, trial: FrozenTrial, purpose: str) -> np.random.SeedSequence:
-        if self._seed is None:
-            return np.random.SeedSequence()
-        return np.random.SeedSequence([self._seed, trial.number, zlib.crc32(purpose.encode())])
 
     def _has_other_params(self, study: optuna.Study, trial: FrozenTrial) -> bool:
         names = set(self._space.param_names) if self._space is not None else set()
@@ -223,141 +221,3 @@ class LLMCatalystSampler(BaseSampler):
             if other.state in finished and other.number != trial.number:
                 return bool(other.params.keys() - names)
         return False
-
-    def _restart_prompt(
-        self, study: optuna.Study, trial: FrozenTrial, space: PromptSpace
-    ) -> RestartPrompt:
-        # A trial that is run again after a crash (optuna's retry callbacks) has its answer.
-        known = records.load(trial, "proposal")
-        if known is not None:
-            return space.from_token_ids(known["token_ids"])
-        past = self._read(study, trial, space)
-        if past.n_finished < self._n_startup_trials:
-            ranked, record = self._startup(past, trial, space)
-        else:
-            ranked, record = self._propose(study, past, trial, space)
-        for prompt in ranked:
-            record |= {"token_ids": list(prompt.token_ids), "text": prompt.text}
-            records.save_proposal(study, trial, record)
-            # Another worker may have published the same prompt since the history was read. As
-            # everyone publishes first and looks then, at least one of the two sees it and yields.
-            if prompt.token_ids not in history.running(study, space, exclude=trial.number):
-                break
-        records.set_user_attr(study, trial, "origin", record["origin"])
-        return prompt
-
-    def _read(
-        self, study: optuna.Study, trial: FrozenTrial, space: PromptSpace
-    ) -> history.History:
-        return history.from_study(study, space, top_k=self._top_k, exclude=trial.number)
-
-    def _startup(
-        self, past: history.History, trial: FrozenTrial, space: PromptSpace
-    ) -> tuple[list[RestartPrompt], dict[str, Any]]:
-        """Prompts to start from, the preferred one first."""
-        rng = np.random.default_rng(self._seed_sequence(trial, "startup"))
-        untried = [
-            prompt
-            for prompt in self._startup_prompts
-            if prompt.token_ids not in past.tried
-            and past.failures.get(prompt.token_ids, 0) < _MAX_FAILURES
-        ]
-        return [*untried, random_prompt(space, rng)], {"origin": "startup"}
-
-    def _propose(
-        self, study: optuna.Study, past: history.History, trial: FrozenTrial, space: PromptSpace
-    ) -> tuple[list[RestartPrompt], dict[str, Any]]:
-        """Prompts to restart from, the preferred one first."""
-        seed = int(self._seed_sequence(trial, "propose").generate_state(1)[0]) & 0x7FFFFFFF
-        request = ProposalRequest(space, past, self._n_candidates, seed, trial.number)
-        started = time.perf_counter()
-        proposal, failure = self._ask(request)
-        if proposal.origin == "llm":
-            seconds = time.perf_counter() - started
-            records.set_user_attr(study, trial, "llm_seconds", round(seconds, 3))
-            self._count_tokens(study, trial, proposal)
-            # An LLM takes its time, in which other workers went on.
-            request = replace(request, history=self._read(study, trial, space))
-        fresh = _fresh(proposal.prompts, request)
-        if failure is None and not fresh:
-            failure = f"all {len(proposal.prompts)} candidates were tried before"
-        proposal = replace(proposal, prompts=fresh)
-        if failure is not None:
-            _logger.warning(f"Trial {trial.number} restarts from a mutation: {failure}.")
-            mutated = self._mutation.propose(request).prompts
-            proposal = Proposal(mutated, "mutation", proposal.details)
-        # In a tiny vocabulary every prompt near the best may have been tried.
-        spare = random_prompt(space, np.random.default_rng(seed))
-        prompts = proposal.prompts or (spare,)
-        scores = self._scores(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: self._rank(scores[i], past))
-        _logger.info(
-            f"Trial {trial.number} restarts from {prompts[order[0]].text!r} ({proposal.origin})."
-        )
-        return [*(prompts[i] for i in order), spare], {
-            **records.jsonable(proposal.details),  # First: they come from someone else's code.
-            "origin": proposal.origin,
-            "failure": failure,
-            "candidates": _candidate_records(prompts, scores),
-        }
-
-    def _ask(self, request: ProposalRequest) -> tuple[Proposal, str | None]:
-        """The proposer's answer; or an empty one, and the reason."""
-        try:
-            proposal = self._proposer.propose(request)
-            for prompt in proposal.prompts:
-                request.space.from_token_ids(prompt.token_ids)  # Raises for one of another space.
-        except ProposalError as error:
-            return Proposal((), "llm", error.details), str(error)
-        except Exception as error:  # A study must outlive whatever a third-party provider raises.
-            _logger.debug("The proposer raised.", exc_info=True)
-            return Proposal((), "llm"), f"{type(error).__name__}: {error}"
-        return proposal, None
-
-    def _count_tokens(self, study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
-        counts = [proposal.details.get(key) for key in ("prompt_tokens", "reply_tokens")]
-        known = [count for count in counts if isinstance(count, int)]
-        if known:
-            records.set_user_attr(study, trial, "llm_tokens", sum(known))
-
-    def _scores(self, prompts: Sequence[RestartPrompt]) -> list[float | None]:
-        if self._screen is None:
-            return [None] * len(prompts)
-        scores = [float(score) for score in self._screen(prompts)]
-        if len(scores) != len(prompts):
-            raise ValueError(
-                f"`screen` must return one value a candidate: got {len(scores)} for "
-                f"{len(prompts)}."
-            )
-        return [score if math.isfinite(score) else None for score in scores]
-
-    def _rank(self, score: float | None, past: history.History) -> float:
-        if score is None:
-            return math.inf
-        return score if past.minimize else -score
-
-
-def _fresh(
-    prompts: Sequence[RestartPrompt], request: ProposalRequest
-) -> tuple[RestartPrompt, ...]:
-    """The prompts that nobody tried or tries, without repetitions."""
-    unique: dict[tuple[int, ...], RestartPrompt] = {}
-    for prompt in prompts:
-        if prompt.token_ids not in request.history.tried:
-            unique.setdefault(prompt.token_ids, prompt)
-    return tuple(unique.values())
-
-
-def _candidate_records(
-    prompts: Sequence[RestartPrompt], scores: Sequence[float | None]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "text": prompt.text,
-            "token_ids": list(prompt.token_ids),
-            "n_truncated": prompt.n_truncated,
-            "n_padding": prompt.n_padding,
-            "score": score,
-        }
-        for prompt, score in zip(prompts, scores, strict=True)
-    ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
 import hashlib
 from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
@@ -31,15 +32,25 @@ class Fault:
         status: HTTP status.
         body: The body; a str is sent as it is, anything else but bytes as JSON.
         content_type: The body's content type.
+        headers: Headers beside the content type and the length.
         drop: Whether the connection is reset before the status line or inside the body.
-        delay: Seconds of silence before anything is sent; closing the server ends them.
+        delay: Seconds of silence before anything is sent.
+        trickle: Whether the headers or the body come byte by byte, and never to an end.
+        interval: Seconds between two bytes that trickle.
+        endless: Whether the body comes again and again, as fast as the client reads.
+
+    Closing the server ends all that waits.
     """
 
     status: int = 200
     body: Any = b""
     content_type: str = "application/json; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
     drop: Literal["", "before", "inside"] = ""
     delay: float = 0.0
+    trickle: Literal["", "headers", "body"] = ""
+    interval: float = 0.05
+    endless: bool = False
 
     def payload(self) -> bytes:
         if isinstance(self.body, bytes):
@@ -70,6 +81,8 @@ class OllamaServer:
         replies: One for each chat request, in their order, or a function of the decoded request.
         models: Names of the models it has, with their tags.
         faults: What a path answers instead, as in ``{"/api/tags": Fault(500)}``.
+        context_length: What a loaded model really got; default: what its last chat asked for.
+        port: Where it listens; default: any free port.
 
     Attributes:
         requests: Everything it was asked, in the order of arrival.
@@ -88,15 +101,19 @@ class OllamaServer:
         *,
         models: Sequence[str] = DEFAULT_MODELS,
         faults: Mapping[str, Fault] | None = None,
+        context_length: int | None = None,
+        port: int = 0,
     ) -> None:
         self.replies = replies
         self.models = tuple(models)
         self.faults = dict(faults or {})
+        self.context_length = context_length
         self.requests: list[Request] = []
         self.closing = threading.Event()
         self._lock = threading.Lock()
         self._n_replied = 0
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._loaded: dict[str, int] = {}
+        self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.ollama = self
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
@@ -146,6 +163,7 @@ class OllamaServer:
         routes: dict[tuple[str, str], Callable[[Any], Fault | dict[str, Any]]] = {
             ("GET", "/api/version"): lambda _: {"version": "0.32.9"},
             ("GET", "/api/tags"): lambda _: {"models": [self._listed(m) for m in self.models]},
+            ("GET", "/api/ps"): lambda _: {"models": self._running()},
             ("POST", "/api/show"): self._show,
             ("POST", "/api/chat"): self._chat,
         }
@@ -165,6 +183,19 @@ class OllamaServer:
             "details": _DETAILS,
         }
 
+    def _running(self) -> list[dict[str, Any]]:
+        with self._lock:
+            loaded = dict(self._loaded)
+        return [
+            {
+                **self._listed(model),
+                "expires_at": _CREATED_AT,
+                "size_vram": 3_338_801_804,
+                "context_length": self.context_length or asked,
+            }
+            for model, asked in loaded.items()
+        ]
+
     def _show(self, body: dict[str, Any]) -> Fault | dict[str, Any]:
         if not self._has(body["model"]):
             return Fault(404, {"error": f"model '{body['model']}' not found"})
@@ -181,6 +212,9 @@ class OllamaServer:
     def _chat(self, body: dict[str, Any]) -> Fault | dict[str, Any]:
         if not self._has(body["model"]):
             return Fault(404, {"error": f"model '{body['model']}' not found"})
+        name = body["model"] if body["model"] in self.models else f"{body['model']}:latest"
+        with self._lock:
+            self._loaded[name] = body["options"]["num_ctx"]
         reply = self._next_reply(body)
         if isinstance(reply, Fault):
             return reply
@@ -264,19 +298,42 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.ollama.closing.wait(answer.delay)
         if answer.drop == "before":
             self._reset()
-            return
-        payload = answer.payload()
+        elif answer.trickle == "headers":
+            self._trickle(b"HTTP/1.1 200 OK\r\nX-Patience: " + b"a" * 10_000, answer.interval)
+        elif answer.trickle == "body":
+            self._send_head(answer, {"Content-Length": "10000"})
+            self._trickle(answer.payload().ljust(10_000), answer.interval)
+        elif answer.endless:
+            self._send_head(answer, {"Transfer-Encoding": "chunked"})
+            self._repeat(answer.payload())
+        else:
+            payload = answer.payload()
+            self._send_head(answer, {"Content-Length": str(len(payload))})
+            self.wfile.write(payload[: len(payload) // 2] if answer.drop else payload)
+            if answer.drop:
+                self._reset()
+
+    def _send_head(self, answer: Fault, framing: Mapping[str, str]) -> None:
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(payload)))
         # Idle connections would outlive the tests whose clients are not closed.
-        self.send_header("Connection", "close")
+        for name, value in {**framing, "Connection": "close", **answer.headers}.items():
+            self.send_header(name, value)
         self.end_headers()
-        if answer.drop == "inside":
-            self.wfile.write(payload[: len(payload) // 2])
-            self._reset()
-            return
-        self.wfile.write(payload)
+
+    def _trickle(self, data: bytes, interval: float) -> None:
+        self.close_connection = True
+        for i in range(len(data)):
+            self.wfile.write(data[i : i + 1])
+            if self.server.ollama.closing.wait(interval):
+                return
+
+    def _repeat(self, payload: bytes) -> None:
+        # A client that stops reading without leaving must not hold up the end of a test.
+        self.connection.settimeout(2)
+        chunk = f"{len(payload):x}\r\n".encode() + payload + b"\r\n"
+        while not self.server.ollama.closing.is_set():
+            self.wfile.write(chunk)
 
     def _reset(self) -> None:
         self.close_connection = True

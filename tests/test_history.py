@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import optuna
 from optuna.storages import BaseStorage
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 import pytest
 
@@ -20,6 +21,7 @@ from optuna_llm_catalyst import StudyMismatchError
 from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst import Trajectory
 from optuna_llm_catalyst import TrajectoryPoint
+from optuna_llm_catalyst.mistakes import Mistakes
 from tests.toy_stage import word_space
 from tests.toy_stage import WORDS
 
@@ -294,14 +296,158 @@ def test_stages_come_before_prompts_that_were_never_trained() -> None:
     ]
 
 
-def test_trials_that_asked_an_llm_are_counted_whatever_became_of_them() -> None:
+# Outcomes.
+
+
+@settings(max_examples=100)
+@given(stages=STAGES, refined=st.sets(st.integers(0, 24)), excluded=st.none() | st.integers(0, 24))
+def test_outcomes_are_those_of_the_slow_obvious_way(
+    stages: list[Stage], refined: set[int], excluded: int | None
+) -> None:
     study = optuna.create_study()
-    for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING):
-        trial = study.ask()
-        trial.set_user_attr("llm_seconds", 0.1)
-        if state == TrialState.COMPLETE:
-            study.tell(trial, 1.0)
-        elif state == TrialState.FAIL:
-            study.tell(trial, state=state)
-    study.tell(study.ask(), 1.0)
-    assert history.from_study(study, SPACE, top_k=1).n_llm_calls == 3
+    for number, (token_ids, value, state) in enumerate(stages):
+        study.add_trial(
+            optuna.create_trial(
+                state=state,
+                value=value if state in FINISHED else None,
+                params=SPACE.to_params(SPACE.from_token_ids(token_ids)),
+                distributions=dict(SPACE.search_space),
+                user_attrs={"origin": "refine" if number in refined else "llm"},
+            )
+        )
+    past = history.from_study(study, SPACE, top_k=1, exclude=excluded)
+    expected = [
+        (number, token_ids, value)
+        for number, (token_ids, value, state) in enumerate(stages)
+        if state in FINISHED and number not in refined
+    ]
+    assert list(past.outcomes) == expected
+
+
+def test_a_stage_without_a_value_has_no_outcome() -> None:
+    study = optuna.create_study()
+    add(study, "calm answer", 0.5)
+    add(study, "quick topic", None, state=TrialState.PRUNED)
+    add(study, "silver river", None, state=TrialState.PRUNED, reported=[0.9, 0.75])
+    add(study, "green grain", None, state=TrialState.PRUNED, reported=[float("nan")])
+    add(study, "olive pearl", None, state=TrialState.FAIL)
+    add(study, "meadow metal", None, state=TrialState.RUNNING, reported=[0.5])
+    past = history.from_study(study, SPACE, top_k=1)
+    assert [(o.trial_number, o.token_ids, o.value) for o in past.outcomes] == [
+        (0, ids("calm answer"), 0.5),
+        (2, ids("silver river"), 0.75),
+    ]
+
+
+def test_a_prompt_that_was_trained_often_has_as_many_outcomes() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value in (0.5, 0.1, 0.9):
+        add(study, "calm answer", value)
+    past = history.from_study(study, SPACE, top_k=1)
+    assert [outcome.value for outcome in past.outcomes] == [0.5, 0.1, 0.9]
+    assert len(past.points) == 1
+
+
+# Trials that asked.
+
+
+def frozen(study: optuna.Study, number: int) -> optuna.trial.FrozenTrial:
+    return study.get_trials(deepcopy=False)[number]
+
+
+def start_asking(study: optuna.Study, origin: str | None = None) -> optuna.Trial:
+    """A running trial that asks, and is answered if it has an origin."""
+    trial = study.ask()
+    records.mark_asked(study, frozen(study, trial.number))
+    if origin is not None:
+        records.set_user_attr(study, frozen(study, trial.number), "origin", origin)
+    return trial
+
+
+@pytest.mark.parametrize(
+    ("origin", "succeeded"), [("llm", True), ("mutation", False), (None, None), ("other", True)]
+)
+@pytest.mark.parametrize("state", [*FINISHED, TrialState.FAIL, TrialState.RUNNING])
+def test_a_trial_that_asked_is_told_whatever_became_of_it(
+    storage: BaseStorage, state: TrialState, origin: str | None, succeeded: bool | None
+) -> None:
+    study = optuna.create_study(storage=storage)
+    study.tell(study.ask(), 1.0)  # It did not ask.
+    trial = start_asking(study, origin)
+    if state != TrialState.RUNNING:
+        study.tell(trial, 1.0 if state == TrialState.COMPLETE else None, state=state)
+    study.ask()
+    past = history.from_study(study, SPACE, top_k=1)
+    assert past.asks == (history.Ask(1, succeeded),)
+    assert history.from_study(study, SPACE, top_k=1, exclude=2) == past
+
+
+def test_asks_are_told_oldest_first_without_the_trial_that_asks_now() -> None:
+    study = optuna.create_study()
+    origins = ["llm", None, "mutation", "llm", None]
+    for origin in origins:
+        start_asking(study, origin)
+    expected = [history.Ask(i, o and o != "mutation") for i, o in enumerate(origins)]
+    for number in range(5):
+        past = history.from_study(study, SPACE, top_k=1, exclude=number)
+        assert list(past.asks) == [ask for ask in expected if ask.trial_number != number]
+    assert list(history.from_study(study, SPACE, top_k=1).asks) == expected
+
+
+def retried(study: optuna.Study, trial: optuna.Trial) -> optuna.Trial:
+    """The trial that takes over when the process of another has died."""
+    study.tell(trial, state=TrialState.FAIL)
+    RetryHeartbeatStaleTrialCallback()(study, frozen(study, trial.number))
+    return study.ask()
+
+
+@pytest.mark.parametrize("origin", ["llm", "mutation", None])
+def test_a_trial_that_is_run_again_after_a_crash_did_not_ask(
+    storage: BaseStorage, origin: str | None
+) -> None:
+    study = optuna.create_study(storage=storage)
+    first = start_asking(study, origin)
+    once = history.from_study(study, SPACE, top_k=1).asks
+    again = retried(study, first)
+    assert frozen(study, again.number).system_attrs["failed_trial"] == first.number
+    assert history.from_study(study, SPACE, top_k=1).asks == once
+    third = retried(study, again)
+    assert history.from_study(study, SPACE, top_k=1).asks == once
+    # Unless it asks itself, as it has to when the first died before it was answered.
+    records.mark_asked(study, frozen(study, third.number))
+    asks = history.from_study(study, SPACE, top_k=1).asks
+    assert [ask.trial_number for ask in asks] == [first.number, third.number]
+
+
+# Mistakes.
+
+
+def test_mistakes_are_told_with_the_stage_that_made_them(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], ["a", "b", "c"])
+    for text, mistakes in (("calm answer", made), ("quick topic", None)):
+        trial = add(study, text, None, state=TrialState.RUNNING)
+        if mistakes is not None:
+            records.record_mistakes(trial, mistakes)
+        study.tell(trial, 0.5)
+    points = history.from_study(study, SPACE, top_k=5).points
+    assert [point.mistakes for point in points] == [made, None]
+
+
+def test_prompts_that_were_never_trained_have_no_mistakes() -> None:
+    study = optuna.create_study()
+    candidates = [candidate("quick topic", 0.2)]
+    projected = [point(0, "calm label", 0.9, hard_loss=0.9)]
+    trial = add(
+        study,
+        "calm answer",
+        None,
+        state=TrialState.RUNNING,
+        candidates=candidates,
+        points=projected,
+    )
+    records.record_mistakes(trial, Mistakes.of(["food"], ["tool"]))
+    study.tell(trial, 0.5)
+    points = history.from_study(study, SPACE, top_k=5).points
+    assert [point.kind for point in points] == ["stage", "candidate", "projection"]
+    assert [point.mistakes is None for point in points] == [False, True, True]

@@ -17,6 +17,7 @@ from optuna_llm_catalyst import record_trajectory
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst import Trajectory
 from optuna_llm_catalyst import TrajectoryPoint
+from optuna_llm_catalyst.mistakes import Mistakes
 
 
 JSON = st.recursive(
@@ -32,6 +33,13 @@ JSON = st.recursive(
 LONG = {"text": 'é"\\\n🙂' * 2_000, "numbers": list(range(500))}
 TRAJECTORY = Trajectory(
     tuple(TrajectoryPoint(i, ("calm", "answer"), 1 / (i + 1), token_ids=(3, 4)) for i in range(40))
+)
+
+
+MISTAKES = Mistakes.of(
+    ["food", "tool", "food", 'a "label"'] * 9,
+    ["tool", "tool", "wild", "food\n"] * 9,
+    ['é"\\\n🙂' * 200, "", "\x00", "\ud800"] * 9,
 )
 
 
@@ -135,6 +143,67 @@ def test_a_trajectory_survives_in_every_storage(storage: BaseStorage) -> None:
     record_trajectory(trial, TRAJECTORY)
     study.tell(trial, 1.0)
     assert load_trajectory(study.trials[0]) == TRAJECTORY.thinned()
+
+
+@pytest.mark.parametrize("make_trial", [live, fixed, frozen])
+def test_mistakes_are_left_on_any_kind_of_trial(
+    make_trial: Callable[[], optuna.trial.BaseTrial],
+) -> None:
+    trial = make_trial()
+    assert records.load_mistakes(trial) is None
+    for mistakes in (MISTAKES, Mistakes()):
+        records.record_mistakes(trial, mistakes)
+        assert records.load_mistakes(trial) == mistakes
+    assert load_trajectory(trial) is None
+
+
+def test_mistakes_survive_in_every_storage(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    records.record_mistakes(trial, MISTAKES)
+    study.tell(trial, 1.0)
+    assert records.load_mistakes(study.trials[0]) == MISTAKES
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"confusions": []},
+        {"texts": []},
+        {"confusions": None, "texts": []},
+        {"confusions": 5, "texts": []},
+        {"confusions": [5], "texts": []},
+        {"confusions": [["a", "b", 1]], "texts": []},
+        {"confusions": [["a", "b", 1, 2, 3]], "texts": []},
+        {"confusions": [], "texts": [["only a text"]]},
+        {"confusions": [], "texts": [None]},
+        pytest.param({"confusions": ["abcd"], "texts": []}),
+        pytest.param({"confusions": [], "texts": [[5, "a", "b"]]}),
+    ],
+)
+def test_mistakes_of_another_version_are_none(payload: dict[str, Any]) -> None:
+    trial = optuna.trial.FixedTrial({})
+    records.save(trial, "mistakes", payload)
+    assert records.load_mistakes(trial) is None
+
+
+@pytest.mark.parametrize("chunk", ["[]", "5", "{", "", "null", '{"confusions": [[', "NaN"])
+def test_mistakes_that_cannot_be_read_are_none(chunk: str) -> None:
+    trial = optuna.trial.FixedTrial({})
+    trial.system_attrs.update({"llm_catalyst:mistakes:0": chunk, "llm_catalyst:mistakes": 1})
+    assert records.load_mistakes(trial) is None
+
+
+@pytest.mark.parametrize("number", [None, "0", 7])
+def test_a_mark_of_another_trial_is_none_of_this_one(number: Any) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    assert not records.was_asked(study.trials[0])
+    trial.storage.set_trial_system_attr(trial._trial_id, "llm_catalyst:asked", number)
+    assert not records.was_asked(study.trials[0])
+    records.mark_asked(study, study.trials[0])
+    assert records.was_asked(study.trials[0])
 
 
 def test_nan_never_reaches_a_storage() -> None:

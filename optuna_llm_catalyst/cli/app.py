@@ -12,17 +12,27 @@ import typer
 
 from optuna_llm_catalyst.cli import doctor as doctor_command
 from optuna_llm_catalyst.cli import export as export_command
+from optuna_llm_catalyst.cli import meta_prompt as meta_prompt_command
 from optuna_llm_catalyst.cli import show as show_command
 from optuna_llm_catalyst.cli import tune as tune_command
+from optuna_llm_catalyst.cli.llms import KINDS
+from optuna_llm_catalyst.cli.llms import LLMOptions
 from optuna_llm_catalyst.cli.report import printable
 from optuna_llm_catalyst.cli.tune import ModelType
 from optuna_llm_catalyst.cli.tune import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
+from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import SECTIONS
+from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
+from optuna_llm_catalyst.providers.ollama import DEFAULT_NUM_CTX
 
 
 # As in `prompt_tuning`, whose import would load torch for every `--help`.
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ARTIFACTS = Path("llm_catalyst_artifacts")
+_SECTIONS_HELP = (
+    f"Sections of the meta-prompt, by name and with commas between, of {', '.join(SECTIONS)}."
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -40,6 +50,20 @@ Artifacts = Annotated[Path, typer.Option(help="Folder of the trained soft prompt
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, for machines.")]
 # typer reads annotations at run time, where Python 3.10 needs Optional for its own classes.
 Trial = Annotated[Optional[int], typer.Option(help="Number of one stage.")]  # noqa: UP045
+LLM = Annotated[
+    str,
+    typer.Option(
+        help=f"Who proposes restarts: {KINDS}. auto: Ollama if it answers, else mutation."
+    ),
+]
+LLMUrl = Annotated[str, typer.Option(help="URL of the LLM's server, if not Ollama's usual one.")]
+LLMKey = Annotated[
+    str,
+    typer.Option(help="API key for --llm-url.", envvar="LLM_CATALYST_API_KEY", show_envvar=True),
+]
+NumCtx = Annotated[
+    int, typer.Option(help="The LLM's context in tokens; keep it for a whole study.")
+]
 
 
 def run() -> int:
@@ -85,13 +109,28 @@ def tune(
         int, typer.Option(help="Train and validate on so many examples a label; 0: on all.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    llm: Annotated[
-        str,
+    llm: LLM = "auto",
+    llm_url: LLMUrl = "",
+    llm_api_key: LLMKey = "",
+    llm_timeout: Annotated[
+        float, typer.Option(help="Seconds for one proposal, loading and retries included.")
+    ] = DEFAULT_TIMEOUT_S,
+    num_ctx: NumCtx = DEFAULT_NUM_CTX,
+    sections: Annotated[str, typer.Option(help=_SECTIONS_HELP)] = ",".join(DEFAULT_SECTIONS),
+    share_examples: Annotated[
+        bool,
         typer.Option(
-            help="Who proposes restarts: auto (Ollama if it answers, else mutation), "
-            "ollama:MODEL, mutation, or replay:FILE."
+            "--share-examples",
+            help="Show texts of the task to the LLM and keep them in the study. Off by default: "
+            "they leave the training process.",
         ),
-    ] = "auto",
+    ] = False,
+    prefetch: Annotated[
+        bool,
+        typer.Option(
+            "--prefetch", help="Ask for the next restart while a stage trains; saves time."
+        ),
+    ] = False,
     task_description: Annotated[
         str, typer.Option(help="What the LLM is told of the task. Default: from card.json.")
     ] = "",
@@ -103,6 +142,7 @@ def tune(
         int, typer.Option(help="Stages before the first proposal; random words by default.")
     ] = 3,
     n_candidates: Annotated[int, typer.Option(help="Candidates a proposal.")] = 4,
+    top_k: Annotated[int, typer.Option(help="Prompts of the history that a proposal sees.")] = 10,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, …")] = "auto",
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     as_json: Json = False,
@@ -122,11 +162,16 @@ def tune(
         refine_steps=refine_steps,
         shots=shots,
         seed=seed,
-        llm=llm,
+        llm=LLMOptions(llm, llm_url, llm_api_key, num_ctx),
+        llm_timeout=llm_timeout,
+        sections=_names(sections),
+        share_examples=share_examples,
+        prefetch=prefetch,
         task_description=task_description,
         startup_prompts=tuple(startup_prompt or ()),
         n_startup_trials=n_startup_trials,
         n_candidates=n_candidates,
+        top_k=top_k,
         device=device,
         artifacts=artifacts,
     )
@@ -145,18 +190,44 @@ def show(
     show_command.show(storage, study_name, trial_number=trial, as_json=as_json)
 
 
+@app.command("meta-prompt")
+def meta_prompt(
+    storage: Storage = "sqlite:///catalyst.db",
+    study_name: StudyName = "prompt-tuning",
+    sections: Annotated[
+        str, typer.Option(help=f"{_SECTIONS_HELP} Default: as tune was last told.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Print what the LLM would be asked for the next stage, and how long it is."""
+    meta_prompt_command.print_meta_prompt(storage, study_name, _names(sections), as_json=as_json)
+
+
 @app.command()
 def export(
-    output: Annotated[Path, typer.Argument(help="Folder for the files; made if need be.")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="Folder for the soft prompt; made if need be."),
+    ] = None,
+    replies: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="JSONL file for the LLM's replies, to repeat: tune --llm replay:FILE"),
+    ] = None,
     storage: Storage = "sqlite:///catalyst.db",
     study_name: StudyName = "prompt-tuning",
     trial: Trial = None,
     artifacts: Artifacts = DEFAULT_ARTIFACTS,
     as_json: Json = False,
 ) -> None:
-    """Export the trained soft prompt of the best stage, or of another."""
+    """Export the soft prompt of the best stage or of another, or the LLM's replies."""
     export_command.export(
-        output, storage, study_name, trial_number=trial, artifacts=artifacts, as_json=as_json
+        output,
+        replies,
+        storage,
+        study_name,
+        trial_number=trial,
+        artifacts=artifacts,
+        as_json=as_json,
     )
 
 
@@ -165,8 +236,16 @@ def doctor(
     model: Annotated[str, typer.Option(help="Frozen encoder: a folder or a name.")] = (
         DEFAULT_MODEL
     ),
-    llm: Annotated[str, typer.Option(help="As for tune.")] = "auto",
+    llm: LLM = "auto",
+    llm_url: LLMUrl = "",
+    llm_api_key: LLMKey = "",
+    num_ctx: NumCtx = DEFAULT_NUM_CTX,
     as_json: Json = False,
 ) -> None:
-    """Check what is installed and reachable. Exit code 1 if tuning cannot run."""
-    raise typer.Exit(doctor_command.doctor(model, llm, as_json=as_json))
+    """Check what is installed and reachable, and try the LLM. Exit code 1 if tuning cannot run."""
+    options = LLMOptions(llm, llm_url, llm_api_key, num_ctx)
+    raise typer.Exit(doctor_command.doctor(model, options, as_json=as_json))
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())

@@ -1,18 +1,24 @@
-"""``export``: a trained soft prompt out of the study, for use elsewhere."""
+"""``export``: a trained soft prompt, or the LLM's replies, out of the study for use elsewhere."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 import json
 from pathlib import Path
+from typing import Any
 
+import optuna
+
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.studies import load_study
 
 
 def export(
-    output: Path,
+    output: Path | None,
+    replies: Path | None,
     storage: str,
     study_name: str,
     *,
@@ -20,38 +26,81 @@ def export(
     artifacts: Path,
     as_json: bool,
 ) -> None:
-    """Writes ``soft_prompt.safetensors`` and ``prompt.json``."""
+    """Writes ``soft_prompt.safetensors`` and ``prompt.json``, or recorded replies, or both."""
+    if output is None and replies is None:
+        raise UserError("say what to export: a folder for the soft prompt, or --replies FILE.")
+    study = load_study(storage, study_name)
+    document: dict[str, Any] = {}
+    if replies is not None:
+        rows = list(reply_rows(study))
+        _write(replies, "".join(json.dumps(row) + "\n" for row in rows))
+        document |= {"replies": str(replies), "n_replies": len(rows)}
+    if output is not None:
+        number, files = _export_soft_prompt(study, output, trial_number, artifacts)
+        document |= {"stage": number, "files": [str(path) for path in files]}
+    if as_json:
+        report.print_json(document)
+        return
+    if replies is not None:
+        print(f"{document['n_replies']} replies exported to {replies}.")
+    if output is not None:
+        print(f"Stage {document['stage']} exported to {' and '.join(document['files'])}.")
+
+
+def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
+    """What the LLM answered or why it did not, a row for each time that a trial asked."""
+    for trial in records.all_trials(study):
+        asks = (records.load(trial, "proposal") or {}).get("asks", ())
+        for attempt, ask in enumerate(asks):
+            row = {"trial": trial.number, "attempt": attempt}
+            if "error" in ask:
+                yield row | {"error": ask["error"]}
+                continue
+            row |= {"reply": ask["reply"], "model": ask["model"]}
+            if ask.get("server_problem"):
+                row["problem"] = ask["server_problem"]
+            yield row
+
+
+def _export_soft_prompt(
+    study: optuna.Study, output: Path, trial_number: int | None, artifacts: Path
+) -> tuple[int, tuple[Path, Path]]:
     from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
     from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
     from optuna_llm_catalyst.prompt_tuning.checkpoints import write
 
-    study = load_study(storage, study_name)
     rows = report.stage_rows(study)
     best = report.chosen(rows)
-    if trial_number is None and best is None:
-        raise UserError(f"study {study_name!r} has no complete stage to export yet.")
-    number = best.number if trial_number is None and best is not None else trial_number
+    if trial_number is None:
+        if best is None:
+            raise UserError(f"study {study.study_name!r} has no complete stage to export yet.")
+        trial_number = best.number
     if not artifacts.is_dir():
         raise UserError(f"--artifacts {str(artifacts)!r}: no such folder.")
-    trained = load_soft_prompt(study, trial_number=number, artifact_store=folder_store(artifacts))
+    trained = load_soft_prompt(
+        study, trial_number=trial_number, artifact_store=folder_store(artifacts)
+    )
+    weights, card = output / "soft_prompt.safetensors", output / "prompt.json"
+    facts = {
+        "study": study.study_name,
+        "stage": asdict(next(row for row in rows if row.number == trial_number)),
+        "text": trained.text,
+        "token_ids": trained.token_ids,
+        "model": trained.model_name,
+        "labels": trained.labels,
+        "shape": list(trained.embeddings.shape),
+    }
     try:
         output.mkdir(parents=True, exist_ok=True)
-        weights, card = output / "soft_prompt.safetensors", output / "prompt.json"
         write(trained, weights)
-        stage = next(row for row in rows if row.number == number)
-        facts = {
-            "study": study_name,
-            "stage": asdict(stage),
-            "text": trained.text,
-            "token_ids": trained.token_ids,
-            "model": trained.model_name,
-            "labels": trained.labels,
-            "shape": list(trained.embeddings.shape),
-        }
-        card.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{output}: cannot be written: {error}") from error
-    if as_json:
-        report.print_json({"stage": number, "files": [str(weights), str(card)]})
-    else:
-        print(f"Stage {number} exported to {weights} and {card}.")
+    _write(card, json.dumps(facts, indent=2) + "\n")
+    return trial_number, (weights, card)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from error

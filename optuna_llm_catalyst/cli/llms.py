@@ -1,22 +1,42 @@
-"""``--llm`` to a proposer, with one clear line about which one it is."""
+"""``--llm`` to a provider, with one clear line about which one it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers import OllamaProvider
+from optuna_llm_catalyst.providers import OpenAICompatibleProvider
 from optuna_llm_catalyst.providers import Provider
 from optuna_llm_catalyst.providers import ReplayProvider
+from optuna_llm_catalyst.providers import TransformersProvider
 from optuna_llm_catalyst.providers.ollama import DEFAULT_MODEL
 
 
+KINDS = "auto, ollama:MODEL, openai:MODEL, transformers:MODEL, mutation, replay:FILE"
 _GET_OLLAMA = (
     f"For LLM restarts install Ollama (https://ollama.com), run `ollama pull {DEFAULT_MODEL}`, "
     "and repeat this command."
 )
-_PROBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class LLMOptions:
+    """Which LLM, and where. Named as on the command line.
+
+    Attributes:
+        llm: One of :data:`KINDS`.
+        llm_url: Its server; empty for the provider's default.
+        llm_api_key: The key for that server; empty for none.
+        num_ctx: Its context length in tokens.
+    """
+
+    llm: str
+    llm_url: str
+    llm_api_key: str
+    num_ctx: int
 
 
 @dataclass(frozen=True)
@@ -27,36 +47,50 @@ class ChosenLLM:
     line: str
 
 
-def choose_llm(llm: str) -> ChosenLLM:
+def choose_llm(options: LLMOptions) -> ChosenLLM:
     """Finds the LLM of ``--llm``.
 
     ``auto`` takes what is there; an LLM that is asked for by name must be there.
     """
-    kind, _, rest = llm.partition(":")
-    if llm == "auto":
-        return _auto()
-    if llm == "mutation":
+    kind, _, name = options.llm.partition(":")
+    if options.llm == "mutation":
         return ChosenLLM(None, "Restarts are proposed by mutation (--llm mutation).")
-    if kind == "ollama":
-        provider = OllamaProvider(rest or DEFAULT_MODEL)
-        try:
-            provider.check()
-        except ProviderError as error:
-            raise UserError(f"--llm {llm}: {error}") from error
-        return ChosenLLM(provider, _proposed_by(provider))
-    if kind == "replay" and rest:
-        return ChosenLLM(ReplayProvider(rest), f"Restarts are replayed from {rest}.")
-    raise UserError(f"--llm {llm!r} is none of auto, ollama:MODEL, mutation, replay:FILE.")
-
-
-def _auto() -> ChosenLLM:
-    provider = OllamaProvider(DEFAULT_MODEL, timeout=_PROBE_TIMEOUT_S)
+    if kind == "replay" and name:
+        return ChosenLLM(ReplayProvider(name), f"Restarts are replayed from {name}.")
     try:
-        provider.check()
+        with user_input():
+            return _live(kind, name, options)
     except ProviderError as error:
-        return ChosenLLM(None, f"Restarts are proposed by mutation: {error}. {_GET_OLLAMA}")
-    return ChosenLLM(OllamaProvider(DEFAULT_MODEL), _proposed_by(provider))
+        if options.llm == "auto":
+            return ChosenLLM(None, f"Restarts are proposed by mutation: {error}. {_GET_OLLAMA}")
+        raise UserError(f"--llm {options.llm}: {error}") from error
 
 
-def _proposed_by(provider: OllamaProvider) -> str:
-    return f"Restarts are proposed by {provider.model} (Ollama at {provider.host})."
+def _live(kind: str, name: str, options: LLMOptions) -> ChosenLLM:
+    if options.llm == "auto" or kind == "ollama":
+        ollama = OllamaProvider(
+            name or DEFAULT_MODEL, host=options.llm_url or None, num_ctx=options.num_ctx
+        )
+        ollama.check()
+        return _proposed_by(ollama, f"Ollama at {ollama.host}")
+    if kind == "openai" and name:
+        if not options.llm_url:
+            raise UserError(
+                f"--llm {options.llm} needs the server: --llm-url http://localhost:8000/v1"
+            )
+        openai = OpenAICompatibleProvider(
+            name,
+            base_url=options.llm_url,
+            api_key=options.llm_api_key or None,
+            num_ctx=options.num_ctx,
+        )
+        openai.check()
+        return _proposed_by(openai, f"the server at {options.llm_url}")
+    if kind == "transformers" and name:
+        return _proposed_by(TransformersProvider(name, num_ctx=options.num_ctx), "this process")
+    raise UserError(f"--llm {options.llm!r} is none of {KINDS}.")
+
+
+def _proposed_by(provider: Provider, where: str) -> ChosenLLM:
+    model = provider.name.partition(":")[2]
+    return ChosenLLM(provider, f"Restarts are proposed by {model} ({where}).")

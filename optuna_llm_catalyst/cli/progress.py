@@ -65,9 +65,14 @@ class StageProgress:
         """Says what is to be said of a finished stage; a callback of ``study.optimize``."""
         del study
         self._n_finished += 1
-        failure = (records.load(trial, "proposal") or {}).get("failure")
-        if failure:
+        proposal = records.load(trial, "proposal") or {}
+        failure, breaker = proposal.get("failure"), proposal.get("breaker")
+        if failure and breaker != "still open":
             self._say(f"stage {trial.number} started from a mutation: {failure}")
+        if breaker == "opened":
+            self._say("the LLM keeps failing: it is asked now and then only until it answers")
+        if breaker == "closed":
+            self._say("the LLM answers again")
         if trial.value is None:
             self._say(f"stage {trial.number} failed: its loss is not a number; try a lower --lr")
         elif not self.console.is_terminal:

@@ -52,31 +52,84 @@ def _story(study: optuna.Study, number: int) -> dict[str, Any]:
         "user_attrs": trials[number].user_attrs,
         "proposal": records.load(trials[number], "proposal"),
         "trajectory": trajectory.to_json() if trajectory else None,
+        "mistakes": records.load(trials[number], "mistakes"),
     }
 
 
 def _story_lines(story: dict[str, Any]) -> list[str]:
-    stage = story["stage"]
-    proposal = story["proposal"] or {}
-    lines = [f"Stage {stage['number']} ({stage['state']}), origin {stage['origin'] or 'unknown'}"]
-    lines.append(f"Restart prompt: {stage['prompt']}")
+    stage, proposal = story["stage"], story["proposal"] or {}
+    return [
+        f"Stage {stage['number']} ({stage['state']}), origin {stage['origin'] or 'unknown'}",
+        f"Restart prompt: {stage['prompt']}",
+        *_proposal_lines(proposal),
+        *(_candidate_line(candidate) for candidate in proposal.get("candidates", ())),
+        *_point_lines(story["trajectory"] or {"points": []}),
+        *_mistake_lines(story["mistakes"] or {"confusions": []}),
+        *(f"{name}: {value}" for name, value in story["user_attrs"].items()),
+    ]
+
+
+def _proposal_lines(proposal: dict[str, Any]) -> list[str]:
+    """What the LLM was asked and answered, in the order in which it happened."""
+    lines = []
+    if "meta_prompt" in proposal:
+        seen = proposal.get("history_seen", {})
+        lines += [
+            f"Asked {proposal.get('provider')} after {seen.get('n_finished')} finished stages, "
+            f"with template {proposal.get('template_version')}, about "
+            f"{proposal.get('estimated_prompt_tokens')} tokens, {proposal.get('n_points')} "
+            f"prompts shown and {proposal.get('n_dropped_points')} left out; sections: "
+            f"{', '.join(proposal.get('sections', ()))}",
+            *_block("meta-prompt", proposal["meta_prompt"]),
+        ]
+    for ask in proposal.get("asks", ()):
+        lines += _ask_lines(ask)
     if proposal.get("failure"):
-        lines.append(f"The LLM's proposal failed: {proposal['failure']}")
-    for candidate in proposal.get("candidates", ()):
-        score = candidate["score"]
-        shown = "not screened" if score is None else f"loss {score:.3f} without training"
-        lines.append(f"  candidate: {candidate['text']} ({shown})")
-    for title in ("meta_prompt", "reply"):
-        if proposal.get(title):
-            lines += [f"--- {title.replace('_', '-')} ---", proposal[title], "---"]
-    for point in (story["trajectory"] or {"points": []})["points"]:
-        lines.append(
-            f"step {point['step']}: loss {_number(point['loss'], '.3f')}, "
-            f"accuracy {_number(point['accuracy'], '.1%')}, words: {' '.join(point['words'])}"
-        )
-    for name, value in story["user_attrs"].items():
-        lines.append(f"{name}: {value}")
+        lines.append(f"The proposal failed, a mutation took its place: {proposal['failure']}")
+    if proposal.get("breaker"):
+        lines.append(f"Breaker, which spares an LLM that keeps failing: {proposal['breaker']}")
     return lines
+
+
+def _ask_lines(ask: dict[str, Any]) -> list[str]:
+    if "error" in ask:
+        return [f"No answer: {ask['error']}"]
+    facts = {
+        name: ask[name]
+        for name in ("model", "digest", "seed", "seconds", "tries", "prompt_tokens")
+        + ("reply_tokens", "load_seconds", "options")
+        if ask.get(name) is not None
+    }
+    lines = [", ".join(f"{name} {value}" for name, value in facts.items())]
+    lines += _block("reply", ask["reply"])
+    lines += [f"  not used: {text!r}: {reason}" for text, reason in ask["rejected"]]
+    return lines + ([f"Problem: {ask['problem']}"] if ask["problem"] else [])
+
+
+def _block(title: str, text: str) -> list[str]:
+    return [f"--- {title} ---", text, "---"]
+
+
+def _candidate_line(candidate: dict[str, Any]) -> str:
+    score = candidate["score"]
+    shown = "not screened" if score is None else f"loss {score:.3f} without training"
+    cut = f", {candidate['n_truncated']} tokens cut off" if candidate["n_truncated"] else ""
+    return f"  candidate: {candidate['text']} ({shown}{cut})"
+
+
+def _point_lines(trajectory: dict[str, Any]) -> list[str]:
+    return [
+        f"step {point['step']}: loss {_number(point['loss'], '.3f')}, "
+        f"accuracy {_number(point['accuracy'], '.1%')}, words: {' '.join(point['words'])}"
+        for point in trajectory["points"]
+    ]
+
+
+def _mistake_lines(mistakes: dict[str, Any]) -> list[str]:
+    return [
+        f"  {label} taken for {predicted}: {count} of {total}"
+        for label, predicted, count, total in mistakes["confusions"]
+    ]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from dataclasses import dataclass
 from enum import Enum
 import hashlib
 import importlib.resources
 from pathlib import Path
-import shlex
-import shutil
-import sys
-from typing import Any
 from typing import TYPE_CHECKING
 
 import optuna
@@ -21,17 +16,23 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from optuna_llm_catalyst import LLMCatalystSampler
+from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.llms import choose_llm
+from optuna_llm_catalyst.cli.llms import LLMOptions
+from optuna_llm_catalyst.cli.meta_prompt import Question
+from optuna_llm_catalyst.cli.meta_prompt import save_question
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.cli.results import print_results
 from optuna_llm_catalyst.cli.studies import check_setup
 from optuna_llm_catalyst.cli.studies import open_study
-from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.providers import Provider
+from optuna_llm_catalyst.providers import ReplayProvider
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 DEMO = "demo"
 _INTERRUPTED = 130
+_MAX_EXAMPLES = 12
 
 
 class ModelType(str, Enum):
@@ -68,11 +70,16 @@ class TuneOptions:
     refine_steps: int
     shots: int
     seed: int
-    llm: str
+    llm: LLMOptions
+    llm_timeout: float
+    sections: tuple[str, ...]
+    share_examples: bool
+    prefetch: bool
     task_description: str
     startup_prompts: tuple[str, ...]
     n_startup_trials: int
     n_candidates: int
+    top_k: int
     device: str
     artifacts: Path
 
@@ -91,10 +98,26 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
         steps=options.steps,
         refine_steps=options.refine_steps,
     )
-    objective, sampler = _build(options, task, chosen_llm.provider, progress)
+    # One that is never asked can still show what an LLM would be asked.
+    proposer = _proposer(options, task, chosen_llm.provider or ReplayProvider([]))
+    asks = chosen_llm.provider is not None
+    objective, sampler = _build(options, task, proposer if asks else None, progress)
     study = open_study(options.storage, options.study_name, sampler)
     resumed = _resume(study, objective, options, task, console)
+    save_question(
+        study,
+        Question(
+            model=options.model,
+            num_virtual_tokens=options.num_virtual_tokens,
+            n_candidates=options.n_candidates,
+            top_k=options.top_k,
+            max_tokens=proposer.max_meta_prompt_tokens,
+            briefing=proposer.briefing,
+        ),
+    )
     console.print(report.printable(chosen_llm.line), soft_wrap=True, markup=False)
+    if options.share_examples:
+        console.print("Examples are kept in the study and shown to the LLM (--share-examples).")
     code = 0
     try:
         with progress.shown():
@@ -109,7 +132,14 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
         raise UserError(
             f"this stage is lost, the same command goes on with the next: {first_line(error)}"
         ) from error
-    _report(study, objective, options, resumed=resumed, as_json=as_json)
+    print_results(
+        study,
+        objective,
+        storage=options.storage,
+        artifacts=options.artifacts,
+        resumed=resumed,
+        as_json=as_json,
+    )
     return code
 
 
@@ -135,8 +165,20 @@ def _task(options: TuneOptions) -> Task:
     return task
 
 
+def _proposer(options: TuneOptions, task: Task, llm: Provider) -> LLMProposer:
+    with user_input():
+        return LLMProposer(
+            llm,
+            options.task_description or task.description or f"Classify texts ({task.name}).",
+            labels=task.labels,
+            examples=_examples(task) if options.share_examples else (),
+            sections=options.sections,
+            timeout=options.llm_timeout,
+        )
+
+
 def _build(
-    options: TuneOptions, task: Task, llm: Any, progress: StageProgress
+    options: TuneOptions, task: Task, proposer: LLMProposer | None, progress: StageProgress
 ) -> tuple[PromptTuningObjective, LLMCatalystSampler]:
     """The objective and the sampler of the options."""
     from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -160,15 +202,17 @@ def _build(
             stage=stage,
             seed=options.seed,
             artifact_store=folder_store(options.artifacts),
+            share_examples=options.share_examples,
             observe=progress.evaluated,
         )
         sampler = LLMCatalystSampler(
             space,
-            llm=llm,
-            task_description=options.task_description or _description(task),
+            proposer=proposer,
             n_startup_trials=max(options.n_startup_trials, len(options.startup_prompts)),
             startup_prompts=options.startup_prompts,
             n_candidates=options.n_candidates,
+            top_k=options.top_k,
+            prefetch=options.prefetch,
             screen=objective.score,
             seed=options.seed,
         )
@@ -225,70 +269,13 @@ def _resume(
     return resumed
 
 
-def _report(
-    study: optuna.Study,
-    objective: PromptTuningObjective,
-    options: TuneOptions,
-    *,
-    resumed: bool,
-    as_json: bool,
-) -> None:
-    rows = report.stage_rows(study)
-    chosen, first = report.chosen(rows), report.first(rows)
-    tested = {
-        name: _test(study, objective, row.number)
-        for name, row in (("chosen", chosen), ("first", first))
-        if row is not None and objective.task.test
-    }
-    if as_json:
-        document = {
-            "study": study.study_name,
-            "storage": options.storage,
-            "resumed": resumed,
-            "stages": [asdict(row) for row in rows],
-            "chosen": chosen and chosen.number,
-            "first": first and first.number,
-            "test": tested,
-        }
-        report.print_json(document)
-        return
-    console = Console(highlight=False)
-    console.print(report.stage_table(rows))
-    if chosen is not None and first is not None:
-        console.print(f"Chosen by validation loss: stage {chosen.number}.")
-        for name, row in (("chosen", chosen), ("first", first)):
-            score = tested.get(name)
-            if score is not None:
-                console.print(_test_line(name, row, score))
-    console.print(f"Next: {_dashboard_command(options)}", soft_wrap=True, markup=False)
-
-
-def _test_line(name: str, row: report.StageRow, score: dict[str, Any]) -> str:
-    return (
-        f"  test accuracy of the {name} stage ({row.number}): {score['accuracy']:.1%} "
-        f"on {score['n_examples']} examples"
-    )
-
-
-def _test(
-    study: optuna.Study, objective: PromptTuningObjective, number: int
-) -> dict[str, Any] | None:
-    from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
-
-    try:
-        trained = load_soft_prompt(
-            study, trial_number=number, artifact_store=objective.artifact_store
-        )
-        score = objective.test(trained)
-    except CheckpointError as error:
-        print(f"warning: no test score: {error}", file=sys.stderr)
-        return None
-    return {"loss": score.loss, "accuracy": score.accuracy, "n_examples": score.n_examples}
-
-
-def _description(task: Task) -> str:
-    description = task.description or f"Classify texts ({task.name})."
-    return f"{description} The labels are: {', '.join(task.labels)}."
+def _examples(task: Task) -> list[tuple[str, str]]:
+    """The first training example of each label, of a dozen labels at most."""
+    first = {example.label: example for example in reversed(task.train)}
+    return [
+        (" / ".join(filter(None, [e.text, e.text_pair])), task.labels[e.label])
+        for _, e in sorted(first.items())
+    ][:_MAX_EXAMPLES]
 
 
 def _checksum(task: Task) -> str:
@@ -307,13 +294,3 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name!r} cannot be used: {first_line(error)}") from error
     return name
-
-
-def _dashboard_command(options: TuneOptions) -> str:
-    program = "optuna-dashboard"
-    beside = Path(sys.executable).with_name(program)
-    if shutil.which(program) is None and beside.exists():
-        program = str(
-            beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
-        )
-    return shlex.join([program, options.storage, "--artifact-dir", str(options.artifacts)])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CheckpointError
+from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.prompt_tuning import checkpoints
@@ -79,6 +80,8 @@ class PromptTuningObjective:
         artifact_store: Where trained prompts go; by default ``llm_catalyst_artifacts``.
         metric: How near words are found for the trajectory, ``cosine`` or ``l2``.
         n_checked_swaps: Word swaps measured for each new projection; 0 to save the passes.
+        share_examples: Whether some misclassified validation texts may be kept on the trial,
+            from where a meta-prompt may take them. How often labels are confused always is.
         observe: Called at each evaluation of each stage, for progress bars.
     """
 
@@ -93,6 +96,7 @@ class PromptTuningObjective:
         artifact_store: ArtifactStore | None = None,
         metric: Metric = "cosine",
         n_checked_swaps: int = 8,
+        share_examples: bool = False,
         observe: Callable[[BaseTrial, Evaluation], None] | None = None,
     ) -> None:
         if not task.validation:
@@ -120,6 +124,7 @@ class PromptTuningObjective:
         self._store = artifact_store
         self._metric: Metric = metric
         self._n_checked_swaps = n_checked_swaps
+        self._share_examples = share_examples
         self._observe = observe
         self._train = model.encode(task.train)
         self._validation = model.encode(task.validation)
@@ -252,6 +257,8 @@ class PromptTuningObjective:
     ) -> None:
         best = result.best
         records.record_trajectory(trial, Trajectory(tuple(points)))
+        if best.predictions is not None:
+            records.record_mistakes(trial, self._mistakes(best.predictions.tolist()))
         attrs: dict[str, Any] = {
             "tuned_prompt": next(point.text for point in points if point.step == best.step),
             "accuracy": best.accuracy,
@@ -271,6 +278,15 @@ class PromptTuningObjective:
             labels=tuple(self.task.labels),
         )
         checkpoints.save(trial, trained, self.artifact_store)
+
+    def _mistakes(self, predictions: Sequence[int]) -> Mistakes:
+        names, examples = self.task.labels, self.task.validation
+        texts = [example.text for example in examples] if self._share_examples else []
+        return Mistakes.of(
+            [names[example.label] for example in examples],
+            [names[index] for index in predictions],
+            texts,
+        )
 
     def _stage_of(self, trial: BaseTrial) -> Stage:
         return self._stage(trial) if callable(self._stage) else self._stage

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 import hashlib
 import importlib.util
@@ -56,15 +58,47 @@ def load_pretrained(name: str = DEFAULT_MODEL, *, device: str = "cpu") -> Pretra
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
     """
     from transformers import AutoModel
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
 
     folder, source = _find(name)
+    tokenizer = _load_tokenizer(name, folder)
+    with _loading(name):
+        encoder = AutoModel.from_pretrained(folder)
+    return Pretrained(name, source, encoder.to(device), tokenizer)
+
+
+def load_tokenizer(name: str = DEFAULT_MODEL) -> Any:
+    """Loads the tokenizer of an encoder alone.
+
+    Args:
+        name: As for :func:`load_pretrained`.
+
+    Raises:
+        ModelNotFoundError: As :func:`load_pretrained` does.
+    """
+    folder, _ = _find(name)
+    return _load_tokenizer(name, folder)
+
+
+def _load_tokenizer(name: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with _loading(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without its files transformers makes up a tokenizer that knows no word.
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: it has no tokenizer files.")
+    return tokenizer
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Without progress bars, and with one kind of error."""
+    from transformers.utils import logging
+
     shows_progress = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        encoder = AutoModel.from_pretrained(folder)
+        yield
     except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
         raise ModelNotFoundError(
             f"model {name!r} cannot be loaded: {first_line(error)}"
@@ -72,10 +106,6 @@ def load_pretrained(name: str = DEFAULT_MODEL, *, device: str = "cpu") -> Pretra
     finally:
         if shows_progress:
             logging.enable_progress_bar()
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Without its files transformers makes up a tokenizer that knows no word.
-        raise ModelNotFoundError(f"model {name!r} cannot be loaded: it has no tokenizer files.")
-    return Pretrained(name, source, encoder.to(device), tokenizer)
 
 
 def _find(name: str) -> tuple[Path, str]:

@@ -1,96 +1,120 @@
-"""A study's history as the text that an LLM is asked with. Pure.
-
-Sections are functions of the request; an empty one is left out. The ranking is worst first and
-best last, where a model reads it best and where an over-long prompt is cut last (the paper's
-order; arXiv 2405.19732).
-"""
+"""A study's history as the text that an LLM is asked with, within a budget of tokens. Pure."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
+from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.proposers.base import ProposalRequest
+from optuna_llm_catalyst.proposers.sections import Briefing
+from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
+from optuna_llm_catalyst.proposers.sections import SECTIONS
+from optuna_llm_catalyst.providers.base import estimated_tokens
 
 
 #: Raised with every change of the wording, so that records tell which one was used.
-VERSION = "1"
+VERSION = "2"
 
 
-def build(request: ProposalRequest, task_description: str) -> str:
+class BudgetError(CatalystError):
+    """The instructions alone are longer than a prompt may be."""
+
+
+@dataclass(frozen=True)
+class MetaPrompt:
+    """A meta-prompt and what it holds.
+
+    Attributes:
+        text: The text to send.
+        sections: Names of the sections in it.
+        n_points: How many prompts of the history it ranks.
+        n_dropped: How many it had to leave out.
+        dropped_sections: Sections that it had to leave out.
+        estimated_tokens: Its length, counted conservatively.
+        max_tokens: How long it may be; None for no limit.
+    """
+
+    text: str
+    sections: tuple[str, ...]
+    n_points: int
+    n_dropped: int
+    dropped_sections: tuple[str, ...]
+    estimated_tokens: int
+    max_tokens: int | None
+
+    def facts(self) -> dict[str, Any]:
+        """What the trial's record says of it, beside the text."""
+        return {
+            "template_version": VERSION,
+            "sections": list(self.sections),
+            "n_points": self.n_points,
+            "n_dropped_points": self.n_dropped,
+            "dropped_sections": list(self.dropped_sections),
+            "estimated_prompt_tokens": self.estimated_tokens,
+            "max_prompt_tokens": self.max_tokens,
+        }
+
+
+def build(
+    request: ProposalRequest, briefing: Briefing, *, max_tokens: int | None = None
+) -> MetaPrompt:
     """The meta-prompt of a request.
+
+    What does not fit is left out: prompts of the history, worst first, but never the best or the
+    newest; then whole sections; never the instructions.
 
     Args:
         request: The history and how many prompts are wanted.
-        task_description: What the frozen model shall do, in the user's words.
+        briefing: What to tell beside it, and which sections.
+        max_tokens: How long it may be, by a conservative count; None for no limit.
+
+    Raises:
+        BudgetError: If the instructions alone do not fit.
     """
-    sections = (
-        _task(request, task_description),
-        _ranked_prompts(request),
-        _in_flight(request),
-        _wanted(request),
-    )
-    return "\n\n".join(section for section in sections if section)
-
-
-def _task(request: ProposalRequest, task_description: str) -> str:
-    task = task_description.strip() or "(not described)"
-    return (
-        "You plan restarts for prompt tuning. A short prompt starts a round of gradient descent "
-        "on the prompt's embeddings, in front of a frozen language model. Gradient descent only "
-        "searches nearby, so where it starts decides how far it gets. You see how earlier starts "
-        f"went and choose new ones.\n\nTask of the frozen model: {task}"
-    )
-
-
-def _ranked_prompts(request: ProposalRequest) -> str:
-    points = request.history.points
-    if not points:
-        return "No prompt has been tried yet."
-    better = "lower" if request.history.minimize else "higher"
-    lines = [_line(point, request.history.minimize) for point in reversed(points)]
-    return f"Prompts tried so far, worst first, best last ({better} is better):\n" + "\n".join(
-        lines
+    names = tuple(name for name in SECTIONS if name in {*briefing.sections, *INSTRUCTIONS})
+    full: set[str] = set()
+    for kept_points, kept_names in _ever_shorter(request, names):
+        history = replace(request.history, points=kept_points)
+        texts = {n: SECTIONS[n](replace(request, history=history), briefing) for n in kept_names}
+        shown = tuple(name for name, section in texts.items() if section)
+        full = full or set(shown)
+        text = "\n\n".join(texts[name] for name in shown)
+        length = estimated_tokens(text)
+        if max_tokens is None or length <= max_tokens:
+            n_shown = len(kept_points) if texts.get("ranked_prompts") else 0
+            return MetaPrompt(
+                text=text,
+                sections=shown,
+                n_points=n_shown,
+                n_dropped=len(request.history.points) - n_shown
+                if "ranked_prompts" in names
+                else 0,
+                dropped_sections=tuple(n for n in names if n in full and n not in kept_names),
+                estimated_tokens=length,
+                max_tokens=max_tokens,
+            )
+    raise BudgetError(
+        f"the instructions alone have about {length} tokens, {max_tokens} fit: raise `num_ctx` "
+        "or shorten the task's description"
     )
 
 
-def _line(point: HistoryPoint, minimize: bool) -> str:
-    name = "loss" if minimize else "value"
-    parts = [f"{name} {_arrow(point.before, point.value)}"]
-    if point.kind != "stage":
-        parts = [f"{name} {point.value:.3f} without training"]
-    if point.accuracy is not None:
-        parts.append(f"accuracy {_arrow(point.accuracy_before, point.accuracy)}")
-    if point.pruned:
-        parts.append("stopped early")
-    return f"- {_quoted(point.prompt.text)}: " + ", ".join(parts)
-
-
-def _quoted(text: str) -> str:
-    """One line, whatever tokens the prompt is made of."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _arrow(before: float | None, after: float) -> str:
-    if before is None:
-        return f"{after:.3f}"
-    return f"{before:.3f} before training, {after:.3f} after"
-
-
-def _in_flight(request: ProposalRequest) -> str:
-    prompts = request.history.in_flight
-    if not prompts:
-        return ""
-    lines = [f"- {_quoted(prompt.text)}" for prompt in prompts]
-    return "Being tried right now by other workers, do not repeat:\n" + "\n".join(lines)
-
-
-def _wanted(request: ProposalRequest) -> str:
-    length = request.space.num_virtual_tokens
-    return (
-        f"Write {request.n_candidates} new prompts. Each is cut at {length} tokens of the "
-        f"model's tokenizer, so use at most {length} short words. They must differ from each "
-        "other and from every prompt above. Keep what the good ones share, and try wordings that "
-        "name the task in other ways.\n"
-        'Answer with JSON only: {"prompts": ["...", "..."]}'
-    )
+def _ever_shorter(
+    request: ProposalRequest, names: tuple[str, ...]
+) -> Iterator[tuple[tuple[HistoryPoint, ...], tuple[str, ...]]]:
+    """What to try to fit, from everything to the instructions."""
+    points = list(request.history.points)
+    yield tuple(points), names
+    newest = max((p.trial_number for p in points if p.kind == "stage"), default=None)
+    for point in points[:0:-1]:  # Not the best.
+        if point.kind != "stage" or point.trial_number != newest:
+            points.remove(point)
+            yield tuple(points), names
+    # In their order: what stands far from the question is missed least.
+    for name in [name for name in names if name not in INSTRUCTIONS]:
+        names = tuple(kept for kept in names if kept != name)
+        yield tuple(points), names

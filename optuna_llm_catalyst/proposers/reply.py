@@ -13,7 +13,8 @@ from typing import Any
 from optuna_llm_catalyst.exceptions import InvalidReplyError
 
 
-MAX_REPLY = 200_000
+#: As long as what a record keeps of a reply: a clipped one is too long when it is replayed, too.
+MAX_REPLY = 32_000
 MAX_PROMPT = 1_000
 _MAX_OBJECTS = 50
 _THINKING = re.compile(r"<think(?:ing)?>", re.IGNORECASE)
@@ -48,7 +49,8 @@ def parse(reply: str) -> list[str]:
         raise InvalidReplyError(f"the reply has {len(reply)} characters, over {MAX_REPLY}")
     text = _without_thinking(reply).strip()
     if not text:
-        raise InvalidReplyError("the reply is empty")
+        thought = " after its thinking" if reply.strip() else ""
+        raise InvalidReplyError(f"the reply is empty{thought}")
     prompts = _find_prompts(text)
     if not isinstance(prompts, list) or not all(isinstance(item, str) for item in prompts):
         raise InvalidReplyError(
@@ -61,18 +63,16 @@ def parse(reply: str) -> list[str]:
 
 
 def _without_thinking(reply: str) -> str:
-    """The reply without what stands between thinking tags.
+    """The reply without its thoughts, in which drafts of an answer would be found.
 
-    A single pattern for both tags would take quadratic time for tags that are never closed.
+    Chat templates put the opening tag into the prompt, and a reply that was cut lacks the closing
+    one: all before the last closing tag and all after an opening one is thought.
     """
-    kept, start = [], 0
-    while opening := _THINKING.search(reply, start):
-        closing = _THOUGHT.search(reply, opening.end())
-        if closing is None:
-            break
-        kept.append(reply[start : opening.start()])
-        start = closing.end()
-    return " ".join([*kept, reply[start:]])
+    *_, answer = _THOUGHT.split(reply)
+    answer, *thoughts = _THINKING.split(answer, maxsplit=1)
+    if thoughts and not answer.strip():
+        raise InvalidReplyError("the reply is all thinking, without an answer")
+    return answer
 
 
 def _find_prompts(text: str) -> Any:

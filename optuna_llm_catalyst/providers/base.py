@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+import math
+import re
 from typing import Any
 from typing import Protocol
+
+
+DEFAULT_TIMEOUT_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,9 @@ class CompletionRequest:
         schema: JSON schema that the reply shall follow; a hint, never a guarantee.
         seed: Non-negative 31-bit sampling seed.
         trial_number: The trial for which it is asked.
-        call_index: How many trials of the study asked an LLM before.
+        call_index: How many trials of the study asked before.
+        attempt: How often this trial asked before, because a reply could not be used.
+        timeout: Seconds after which the provider must have answered or given up.
     """
 
     prompt: str
@@ -26,6 +33,8 @@ class CompletionRequest:
     seed: int
     trial_number: int = 0
     call_index: int = 0
+    attempt: int = 0
+    timeout: float = DEFAULT_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,15 @@ class Completion:
     Attributes:
         text: The reply, as it came.
         model: The model that wrote it.
-        details: JSON-able facts for the record: digest, options, token counts, …
+        problem: Why the reply cannot be whole, as the server tells it (it was cut, it broke off,
+            …); empty if nothing is known against it.
+        details: JSON-able facts for the record: digest, options, ``prompt_tokens``,
+            ``reply_tokens``, …
     """
 
     text: str
     model: str
+    problem: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -51,10 +64,31 @@ class Provider(Protocol):
         """The kind of provider and the model, as in ``ollama:gemma3:4b``."""
         ...
 
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Tokens of its own tokenizer that a prompt may have; None for no limit."""
+        ...
+
     def complete(self, request: CompletionRequest) -> Completion:
-        """Asks once.
+        """Asks once, without retries, and comes back within ``request.timeout`` seconds.
 
         Raises:
-            ProviderError: For everything that can go wrong on the way to a whole reply.
+            ProviderError: For everything that leaves no reply to be read; ``transient`` if the
+                same request may succeed a little later.
         """
         ...
+
+
+def estimated_tokens(text: str) -> int:
+    """Tokens of a text in an LLM's vocabulary, rather too many than too few.
+
+    Four letters a token within an English word; a token for each digit and sign, as the newer
+    vocabularies have them, for each line feed, and for a blank before a digit; two for three
+    UTF-8 bytes of other scripts. Measured on the tokenizers of Gemma 3, Llama 3 and Qwen 3: a
+    ranking of prompts with their losses is where characters by three fall short.
+    """
+    words = sum(math.ceil(len(word) / 4) for word in re.findall("[A-Za-z]+", text))
+    signs = len(re.findall(r"[!-@\[-`{-~\n]", text))
+    blanks = len(re.findall(r"\s(?=[^A-Za-z!-/:-@\[-`{-~])", text))
+    n_bytes = sum(len(c.encode(errors="replace")) for c in text if not c.isascii())
+    return words + signs + blanks + math.ceil(2 * n_bytes / 3)

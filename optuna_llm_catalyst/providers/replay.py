@@ -14,16 +14,17 @@ from optuna_llm_catalyst.providers.base import CompletionRequest
 
 
 class ReplayProvider:
-    """Answers with recorded replies.
+    """Answers with recorded replies, and fails where the recorded LLM failed.
 
     Which reply a trial gets follows from the study alone, so that a study that was interrupted
     goes on with the right one.
 
     Args:
         replies:
-            A list of replies, given to the trials that ask an LLM in their order; or the path of
-            a JSONL file of ``{"reply": ..., "trial": ...}``, where a row with a trial number
-            answers that trial only and rows without are taken in order.
+            A list of replies, one for each trial that asks, in their order; or the path of a
+            JSONL file of rows ``{"reply": ...}``, taken in order, or
+            ``{"trial": 4, "attempt": 0, "reply": ...}`` for that attempt of that trial, as
+            ``export --replies`` writes them. ``{"error": ...}`` in place of the reply fails.
     """
 
     def __init__(self, replies: Sequence[str] | str | Path) -> None:
@@ -34,22 +35,30 @@ class ReplayProvider:
             rows = _read(Path(replies))
         else:
             rows = [{"reply": reply} for reply in replies]
-        self._in_order = tuple(row["reply"] for row in rows if "trial" not in row)
-        self._by_trial = {row["trial"]: row["reply"] for row in rows if "trial" in row}
+        self._in_order = tuple(row for row in rows if "trial" not in row)
+        self._by_trial = {(r["trial"], r.get("attempt", 0)): r for r in rows if "trial" in r}
 
     @property
     def name(self) -> str:
         return f"replay:{self._source}"
 
+    @property
+    def max_prompt_tokens(self) -> None:
+        return None
+
     def complete(self, request: CompletionRequest) -> Completion:
-        if request.trial_number in self._by_trial:
-            return Completion(self._by_trial[request.trial_number], "replay")
-        if request.call_index < len(self._in_order):
-            return Completion(self._in_order[request.call_index], "replay")
-        raise ProviderError(
-            f"no reply is recorded for trial {request.trial_number} "
-            f"(request {request.call_index} of the study) in {self._source}"
-        )
+        row = self._by_trial.get((request.trial_number, request.attempt))
+        # In a list there is one reply a trial: its later attempts have none.
+        if row is None and request.attempt == 0 and request.call_index < len(self._in_order):
+            row = self._in_order[request.call_index]
+        if row is None:
+            raise ProviderError(
+                f"{self._source} has no reply to attempt {request.attempt} of trial "
+                f"{request.trial_number}, which is the study's request {request.call_index}"
+            )
+        if "error" in row:
+            raise ProviderError(row["error"])
+        return Completion(row["reply"], row.get("model", "replay"), row.get("problem", ""))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -66,8 +75,16 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}:{number}: not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("reply"), str):
+    if not isinstance(row, dict) or not {"reply", "error"} & row.keys():
         raise DataError(f'{path}:{number}: expected {{"reply": "..."}}, got {line[:80]}')
-    if not isinstance(row.get("trial", 0), int):
-        raise DataError(f'{path}:{number}: "trial" must be a trial number, got {row["trial"]!r}')
+    for key, kind, name in (
+        ("reply", str, "a text"),
+        ("error", str, "a text"),
+        ("problem", str, "a text"),
+        ("model", str, "a text"),
+        ("trial", int, "a trial number"),
+        ("attempt", int, "a number"),
+    ):
+        if key in row and not isinstance(row[key], kind):
+            raise DataError(f'{path}:{number}: "{key}" must be {name}, got {row[key]!r}')
     return row

@@ -92,5 +92,5 @@ def test_doctor_fails_if_the_model_or_the_llm_asked_for_is_missing(
     without_model = cli("doctor", "--model", "no/such-model")
     without_llm = cli("doctor", "--model", tiny_model, "--llm", "ollama:gemma3:4b")
 
-    assert without_model.code == 1 and "MISSING" in without_model.out
+    assert without_model.code == 1 and "FAILED" in without_model.out
     assert without_llm.code == 1 and "no Ollama server answers" in without_llm.out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import json
+from pathlib import Path
 import re
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 
 from optuna_llm_catalyst import records
 from tests.cli.conftest import Cli
+from tests.ollama_server import Fault
 from tests.ollama_server import OllamaServer
+from tests.openai_server import OpenAIServer
 
 
+DOCTOR = ("doctor", "--model")
+WORDS = ("wolf", "bread", "saw", "bear", "cheese", "drill", "good")
 PROPOSALS = [
     ["wolf bread saw", "good long day"],
     ["bear cheese drill", "new place there"],
@@ -54,7 +59,7 @@ def test_the_replies_prompts_are_the_restarts_of_the_study(
         assert trial.user_attrs["origin"] == "llm"
         assert trial.user_attrs["prompt"] == min(proposed, key=scores.__getitem__)
         assert trial.user_attrs["llm_tokens"] == 150
-        assert proposal["digest"] == server.digest("gemma3:4b")
+        assert proposal["asks"][0]["digest"] == server.digest("gemma3:4b")
         assert proposal["meta_prompt"] == chat["messages"][0]["content"]
 
 
@@ -90,10 +95,216 @@ def test_a_missing_model_is_named_with_the_command_that_gets_it(
 
 
 def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object) -> None:
-    findings = cli("doctor", "--model", tiny_model, "--json").json
+    server.replies = lambda body: '{"prompts": ["what is this", "which topic"]}'
+    findings = {row["what"].strip(): row for row in cli(*DOCTOR, tiny_model, "--json").json}
 
-    assert {"what": "LLM auto", "ok": True}.items() <= findings[-1].items()
-    assert server.url in findings[-1]["detail"]
+    assert all(row["ok"] for row in findings.values())
+    assert server.url in findings["LLM auto"]["detail"]
+    assert findings["server"]["detail"] == "Ollama 0.32.9"
+    assert findings["context"]["detail"] == "8192 tokens, of 131072 at most"
+    assert re.fullmatch(r"\d+\.\d s, 0\.5 s of it to load .*", findings["first answer"]["detail"])
+    assert findings["JSON schema"]["detail"] == "kept"
+    assert len(server.chats) == 2
+
+
+@pytest.mark.parametrize(
+    ("replies", "llm", "code", "what", "detail"),
+    [
+        ("I would rather not.", "ollama:gemma3:4b", 1, "JSON schema", "no usable answer"),
+        ("I would rather not.", "auto", 0, "JSON schema", "no usable answer"),
+        ('Sure: {"prompts": ["a"]}', "ollama:gemma3:4b", 0, "JSON schema", "not kept to the"),
+        (Fault(500, {"error": "boom"}), "ollama:gemma3:4b", 1, "first answer", "HTTP 500: boom"),
+    ],
+)
+def test_doctor_tells_how_the_llm_answers(
+    cli: Cli,
+    server: OllamaServer,
+    tiny_model: object,
+    replies: Any,
+    llm: str,
+    code: int,
+    what: str,
+    detail: str,
+) -> None:
+    server.replies = lambda body: replies
+    result = cli(*DOCTOR, tiny_model, "--llm", llm, "--json")
+    findings = {row["what"].strip(): row for row in result.json}
+    assert result.code == code
+    assert detail in findings[what]["detail"]
+
+
+def test_doctor_warns_of_a_model_of_a_shorter_context(
+    cli: Cli, server: OllamaServer, tiny_model: object
+) -> None:
+    server.replies = lambda body: '{"prompts": ["what is this", "which topic"]}'
+    result = cli(*DOCTOR, tiny_model, "--num-ctx", 200_000, "--json")
+    findings = {row["what"].strip(): row for row in result.json}
+    assert not findings["context"]["ok"]
+    assert "--num-ctx 131072" in findings["context"]["detail"]
+
+
+REPLAYED = ("chosen", "first", "stages", "test")
+
+
+def test_a_study_replayed_from_its_exported_replies_is_the_same(
+    tune: Cli, cli: Cli, server: OllamaServer
+) -> None:
+    """With a reply that is of no use, one that breaks off, and a server that fails."""
+    broken_off = {"message": {"role": "assistant", "content": '{"prom'}, "done": False}
+    faults: dict[int, Any] = {
+        1: "I would rather talk about the weather.",
+        3: broken_off,
+        6: Fault(400, {"error": "no"}),
+    }
+
+    def reply(body: dict[str, Any]) -> Any:
+        n = len(server.chats)
+        words = f"{WORDS[n % 7]} {WORDS[(n + 2) % 7]} saw"
+        return faults.get(n, json.dumps({"prompts": [words, "wolf bread saw drill bear"]}))
+
+    server.replies = reply
+    original = tune("--stages", 9, "--study-name", "original", "--json").json
+    n_asked = len(server.chats)
+    exported = cli("export", "--study-name", "original", "--replies", "replies.jsonl", "--json")
+    assert exported.json == {"replies": "replies.jsonl", "n_replies": n_asked}
+
+    llm = ("--llm", "replay:replies.jsonl")
+    replayed = tune("--stages", 9, "--study-name", "replayed", *llm, "--json").json
+    assert len(server.chats) == n_asked
+    assert {key: replayed[key] for key in REPLAYED} == {key: original[key] for key in REPLAYED}
+    one, two = (
+        optuna.load_study(study_name=name, storage="sqlite:///catalyst.db").trials
+        for name in ("original", "replayed")
+    )
+    assert {"startup", "llm", "mutation"} == {trial.user_attrs["origin"] for trial in one}
+    for before, after in zip(one, two, strict=True):
+        assert after.params == before.params
+        assert after.user_attrs["prompt"] == before.user_attrs["prompt"]
+        assert after.intermediate_values == before.intermediate_values
+        assert records.load(after, "trajectory") == records.load(before, "trajectory")
+        failures = [(records.load(t, "proposal") or {}).get("failure") for t in (before, after)]
+        assert failures[0] == failures[1]
+
+
+def test_the_meta_prompt_command_prints_what_is_sent_next(
+    tune: Cli, cli: Cli, server: OllamaServer
+) -> None:
+    options = ("--llm", "ollama:gemma3:4b", "--n-candidates", 2, "--top-k", 3)
+    tune("--stages", 4, *options)
+    shown = cli("meta-prompt")
+    as_json = cli("meta-prompt", "--json").json
+    tune("--stages", 1, *options)
+    sent = server.chats[-1]["messages"][0]["content"]
+    assert shown.code == 0
+    assert shown.out == sent + "\n"
+    assert as_json["meta_prompt"] == sent
+    assert f"{len(sent)} characters" in shown.err
+    assert f"about {as_json['estimated_prompt_tokens']} tokens" in shown.err
+    assert as_json["n_points"] == 3
+
+
+def test_the_meta_prompt_command_can_look_at_other_sections(
+    tune: Cli, cli: Cli, server: OllamaServer
+) -> None:
+    tune("--stages", 2)
+    texts = {
+        name: cli("meta-prompt", "--sections", name).out for name in ("ranked_prompts", "pools")
+    }
+    assert "How far to go" in texts["pools"] and "worst first" not in texts["pools"]
+    assert "worst first" in texts["ranked_prompts"]
+    unknown = cli("meta-prompt", "--sections", "weather")
+    assert unknown.code == 2 and "ranked_prompts" in unknown.err and "Traceback" not in unknown.err
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_examples_leave_the_training_process_only_if_they_may(
+    tune: Cli, data: Path, server: OllamaServer, shares: bool
+) -> None:
+    option = ("--share-examples",) if shares else ()
+    sections = ("--sections", "examples,mistakes,ranked_prompts")
+    result = tune("--stages", 4, *sections, *option)
+    texts = {
+        json.loads(line)["text"]
+        for split in ("train", "validation")
+        for line in (data / f"{split}.jsonl").read_text().splitlines()
+    }
+    asked = server.chats[-1]["messages"][0]["content"]
+    kept = Path("catalyst.db").read_bytes().decode(errors="replace")
+    assert any(json.dumps(text) in asked for text in texts) is shares
+    assert any(text in kept for text in texts) is shares
+    assert ("--share-examples" in result.err) is shares
+
+
+def test_a_story_of_a_restart_is_told_from_its_records(
+    tune: Cli, cli: Cli, server: OllamaServer
+) -> None:
+    replies = [
+        "Nice weather.",
+        json.dumps({"prompts": ["wolf bread saw drill bear", "new place"]}),
+    ]
+    server.replies = lambda body: replies[len(server.chats) - 1]
+    tune("--stages", 4)
+    server.__exit__(None, None, None)
+    story = cli("show", "--trial", 3).out
+    asked = server.chats[0]["messages"][0]["content"]
+    for piece in (
+        "origin llm",
+        "Asked ollama:gemma3:4b after 3 finished stages",
+        asked,
+        *replies,
+        "Problem: InvalidReplyError: the reply has no object",
+        "not used: 'wolf bread saw drill bear': it is 2 tokens too long",
+        f"digest {server.digest('gemma3:4b')}",
+        f"seed {server.chats[1]['options']['seed']}",
+        "candidate: wolf bread saw (loss",
+        "2 tokens cut off",
+        "step 4: loss",
+        "llm_tokens: 300",
+    ):
+        assert piece in story, piece
+
+
+def test_the_llm_of_the_openai_kind_needs_its_url(tune: Cli) -> None:
+    result = tune("--llm", "openai:qwen")
+    assert result.code == 2
+    assert "--llm-url http" in result.err
+
+
+def test_a_server_of_the_openai_kind_proposes(tune: Cli) -> None:
+    with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
+        options = ("--llm", f"openai:{served.models[0]}", "--llm-url", f"{served.url}/v1")
+        result = tune("--stages", 4, *options, "--json")
+    assert result.code == 0, result.err
+    assert result.json["stages"][3]["prompt"] == "wolf bread saw"
+    assert result.json["stages"][3]["origin"] == "llm"
+
+
+def test_a_missing_chat_model_costs_no_stage(tune: Cli) -> None:
+    result = tune("--stages", 4, "--llm", "transformers:no/such-folder-or/model", "--json")
+    assert result.code == 0
+    assert result.json["stages"][3]["origin"] == "mutation"
+    assert "stage 3 started from a mutation: ProviderError" in result.err
+
+
+def test_the_breaker_says_once_that_it_opened_and_once_that_it_closed(
+    tune: Cli, server: OllamaServer
+) -> None:
+    server.replies = lambda body: Fault(400, {"error": "no"})
+    opened = tune("--stages", 8, "--n-startup-trials", 1)
+    assert opened.err.count("the LLM keeps failing") == 1
+    assert opened.err.count("started from a mutation") == 3
+    server.replies = lambda body: '{"prompts": ["wolf bread saw"]}'
+    closed = tune("--stages", 6, "--n-startup-trials", 1)
+    assert closed.err.count("the LLM answers again") == 1
+    assert "keeps failing" not in closed.err
+
+
+def test_prefetch_and_its_history_are_on_the_record(tune: Cli, server: OllamaServer) -> None:
+    tune("--stages", 6, "--prefetch")
+    study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
+    seen = [(records.load(t, "proposal") or {})["history_seen"] for t in study.trials[3:]]
+    assert [row["n_finished"] for row in seen] == [2, 3, 4]
+    assert [row["n_in_flight"] for row in seen] == [1, 1, 1]
 
 
 def test_replies_can_be_replayed_from_a_file(tune: Cli, tmp_path: Any) -> None:

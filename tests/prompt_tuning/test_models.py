@@ -446,6 +446,46 @@ def test_an_evaluation_is_the_plain_mean_over_examples(
         assert metrics.accuracy[p] == pytest.approx(sum(hits) / 11)
 
 
+@pytest.mark.parametrize("batch_size", [1, 4, 256])
+@pytest.mark.parametrize("model_name", TASK_MODELS)
+def test_predictions_are_the_largest_logits_in_the_order_of_the_split(
+    model_name: str, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TASK_MODELS[model_name]()
+    split = split_of(model, 11)
+    prompts = hard_prompts(model, make_encoder()[1])
+    head = model.fresh_head(prompts, split)
+    monkeypatch.setattr(model, "evaluation_batch_size", lambda n_prompts: batch_size)
+    metrics = evaluate(model, prompts, head, split)
+    assert metrics.predictions.shape == (len(prompts), 11)
+    assert metrics.predictions.device.type == "cpu"
+    assert not metrics.predictions.is_floating_point()
+    with torch.no_grad():
+        for p in range(len(prompts)):
+            prompt, own_head = prompts[p : p + 1], {k: v[p : p + 1] for k, v in head.items()}
+            expected = [
+                int(model.logits(prompt, own_head, split.select([i]))[0, 0].argmax())
+                for i in range(len(split))
+            ]
+            assert metrics.predictions[p].tolist() == expected
+            hits = [a == b for a, b in zip(expected, split.labels.tolist(), strict=True)]
+            assert metrics.accuracy[p] == sum(hits) / 11
+    if model_name == "sequence":  # Its batches are sorted by length, the predictions are not.
+        assert list(split.lengths) != sorted(split.lengths)
+        assert len(set(metrics.predictions[0].tolist())) > 1
+
+
+def test_predictions_do_not_depend_on_the_labels() -> None:
+    model = make_sequence()
+    examples = make_examples(11, seed=7)
+    prompts = hard_prompts(model, make_encoder()[1])
+    head = model.fresh_head(prompts, model.encode(examples))
+    others = [Example(e.text, (e.label + 1) % len(LABELS)) for e in examples]
+    one, two = (evaluate(model, prompts, head, model.encode(rows)) for rows in (examples, others))
+    assert torch.equal(one.predictions, two.predictions)
+    assert one.accuracy != two.accuracy
+
+
 def probe_features(model: TaskModel, prompts: Tensor, split: EncodedSplit) -> Tensor:
     width = 32
     identity = {

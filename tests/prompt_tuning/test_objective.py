@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 import math
@@ -22,17 +23,21 @@ from optuna_llm_catalyst import CheckpointError
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import load_trajectory
 from optuna_llm_catalyst import PromptSpace
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import few_shot
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import load_task
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning import Task
 from optuna_llm_catalyst.prompt_tuning.models import counted_passes
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.prompts import embed
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 
 from .tiny import make_dual
 from .tiny import make_examples
@@ -208,6 +213,148 @@ def test_a_stage_that_diverges_has_the_value_of_its_restart(model_name: str, sto
     assert trial.user_attrs["stage_steps"] == 3
     trained = load_soft_prompt(study, artifact_store=store)
     assert trained.embeddings.isfinite().all()
+
+
+# Mistakes.
+
+
+def make_told_task() -> Task:
+    """A task every text of which has a word that nothing else has."""
+    splits = {"train": (24, 1), "validation": (18, 9), "test": (6, 3)}
+    return make_task(
+        **{
+            name: tuple(
+                replace(example, text=f"{example.text} secret{name}{i}x")
+                for i, example in enumerate(make_examples(n, seed=seed))
+            )
+            for name, (n, seed) in splits.items()
+        }
+    )
+
+
+def stored(study: optuna.Study) -> str:
+    """All that a study's storage knows of its trials."""
+    return repr([(t.params, t.user_attrs, t.system_attrs) for t in study.get_trials()])
+
+
+@each_model
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_trial_tells_the_mistakes_of_its_trained_prompt(
+    shared: bool, model_name: str, study: optuna.Study, store: Store
+) -> None:
+    task = make_told_task()
+    objective = make_objective(model_name, store=store, task=task, share_examples=shared)
+    study.optimize(objective, n_trials=2)
+    model = TASK_MODELS[model_name]()
+    split = model.encode(task.validation)
+    for trial in study.trials:
+        trained = load_soft_prompt(study, trial_number=trial.number, artifact_store=store)
+        with torch.no_grad():
+            logits = model.logits(trained.embeddings[None], trained.head, split)[0]
+        pairs = [
+            (task.labels[example.label], task.labels[int(row.argmax())])
+            for example, row in zip(task.validation, logits, strict=True)
+        ]
+        errors = [(*pair, e.text) for pair, e in zip(pairs, task.validation, strict=True)]
+        errors = [error for error in errors if error[0] != error[1]]
+        mistakes = records.load_mistakes(trial)
+        assert mistakes is not None
+        assert {(c.label, c.predicted): c.count for c in mistakes.confusions} == Counter(
+            error[:2] for error in errors
+        )
+        assert errors  # Else there is nothing to compare.
+        assert all(c.total == 6 for c in mistakes.confusions)  # 18 examples of three labels.
+        n_errors = sum(c.count for c in mistakes.confusions)
+        assert trial.user_attrs["accuracy"] == pytest.approx(1 - n_errors / 18)
+        assert len(mistakes.texts) == (min(5, n_errors) if shared else 0)
+        assert {(t.label, t.predicted, t.text) for t in mistakes.texts} <= set(errors)
+
+
+@each_model
+@pytest.mark.parametrize("shared", [False, True])
+def test_no_text_is_in_the_storage_unless_examples_are_shared(
+    shared: bool, model_name: str, storage: BaseStorage, store: Store, tmp_path: Path
+) -> None:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(storage=storage, sampler=sampler)
+    objective = make_objective(
+        model_name, store=store, task=make_told_task(), share_examples=shared
+    )
+    study.optimize(objective, n_trials=2)
+    objective.refine(study, n_steps=2)
+    assert ("secretvalidation" in stored(study)) is shared
+    assert "secrettrain" not in stored(study)
+    assert "secrettest" not in stored(study)
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert (b"secretvalidation" in kept) is (shared and isinstance(storage, RDBStorage))
+    assert b"secrettrain" not in kept
+    assert b"secrettest" not in kept
+
+
+class ReticentStage(GradientStage):
+    """A stage of a third party that does not tell its predictions."""
+
+    def run(self, *args: Any, observe: Any = None, **options: Any) -> StageResult:
+        seen = observe and (lambda evaluation: observe(replace(evaluation, predictions=None)))
+        result = super().run(*args, observe=seen, **options)
+        return replace(result, best=replace(result.best, predictions=None))
+
+
+@each_model
+def test_mistakes_cost_no_pass(model_name: str, store: Store) -> None:
+    n_passes, mistakes, values = [], [], []
+    for stage_class in (GradientStage, ReticentStage):
+        for shared in (False, True):
+            stage = stage_class(n_steps=5, lr=0.03, head_lr=0.01, eval_every=2)
+            model = TASK_MODELS[model_name]()
+            objective = make_objective(
+                store=store, model=model, stage=stage, share_examples=shared
+            )
+            trial = optuna.trial.FixedTrial(
+                objective.space.to_params(objective.space.from_text("people write this"))
+            )
+            with counted_passes(model) as passes:
+                values.append(objective(trial))
+            n_passes.append((passes.forward, passes.backward, passes.sequences))
+            mistakes.append(records.load_mistakes(trial))
+    assert len(set(n_passes)) == len(set(values)) == 1
+    assert [row is None for row in mistakes] == [False, False, True, True]
+    assert mistakes[0] == replace(mistakes[1] or Mistakes(), texts=())
+
+
+def test_a_pruned_stage_and_a_refined_one_tell_their_mistakes_as_well(store: Store) -> None:
+    study = optuna.create_study(pruner=AlwaysPruner(first=1))
+    study.optimize(make_objective(store=store), n_trials=1)
+    study.pruner = optuna.pruners.NopPruner()
+    study.optimize(make_objective(store=store), n_trials=1)
+    make_objective(store=store).refine(study, n_steps=4)
+    for trial in study.trials:
+        mistakes = records.load_mistakes(trial)
+        assert mistakes is not None
+        n_errors = sum(c.count for c in mistakes.confusions)
+        assert trial.user_attrs["accuracy"] == pytest.approx(1 - n_errors / 18)
+    assert [t.state.name for t in study.trials] == ["PRUNED", "COMPLETE", "COMPLETE"]
+
+
+def test_the_mistakes_are_those_of_the_best_evaluation_and_not_of_the_last(store: Store) -> None:
+    seen: list[Evaluation] = []
+    stage = GradientStage(n_steps=6, lr=3e38, optimizer="sgd", eval_every=3)
+    objective = make_objective(
+        "sequence", store=store, stage=stage, observe=lambda _, e: seen.append(e)
+    )
+    trial = optuna.trial.FixedTrial(
+        objective.space.to_params(objective.space.from_text("people write this"))
+    )
+    objective(trial)
+    best = min(seen, key=lambda evaluation: evaluation.loss)
+    assert best.predictions is not None
+    assert seen[-1].predictions is not None
+    assert not torch.equal(best.predictions, seen[-1].predictions)
+    labels = [example.label for example in objective.task.validation]
+    n_errors = sum(a != b for a, b in zip(best.predictions.tolist(), labels, strict=True))
+    mistakes = records.load_mistakes(trial)
+    assert mistakes is not None
+    assert sum(c.count for c in mistakes.confusions) == n_errors
 
 
 # Scores.

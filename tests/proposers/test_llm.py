@@ -1,127 +1,653 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Mapping
+import copy
+from dataclasses import dataclass
+from dataclasses import field
+from dataclasses import replace
 import json
+import math
+import pickle
+import time
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import ProviderError
+from optuna_llm_catalyst import ReplayProvider
+from optuna_llm_catalyst.history import Ask
 from optuna_llm_catalyst.proposers import meta_prompt
+from optuna_llm_catalyst.proposers import Proposal
 from optuna_llm_catalyst.proposers import ProposalError
+from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import reply
+from optuna_llm_catalyst.proposers.llm import judge
+from optuna_llm_catalyst.proposers.sections import Briefing
+from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
+from optuna_llm_catalyst.providers.base import estimated_tokens
+from optuna_llm_catalyst.records import MAX_TEXT
+from tests.proposers.requests import ALL_SECTIONS
+from tests.proposers.requests import FULL_BRIEFING
+from tests.proposers.requests import full_history
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import reply as good_reply
+from tests.toy_stage import texts
 from tests.toy_stage import word_space
 
 
 SPACE = word_space(3)
-HISTORY = history_of(SPACE, [("calm answer quick", 0.1)], n_llm_calls=5)
+ASKS = tuple(Ask(number, True) for number in range(5))
+HISTORY = history_of(SPACE, [("calm answer quick", 0.1)], in_flight=["meadow"], asks=ASKS)
+REQUEST = request_of(SPACE, HISTORY, seed=11, trial_number=9)
+USABLE = good_reply("silver river stone")
+TOO_LONG = good_reply("silver river stone glass")
+CHAT = "I'd rather not."
+TRANSIENT = ProviderError("the line is busy", transient=True)
+DEAD = ProviderError("the line is dead")
+
+Answer = str | Completion | BaseException
 
 
-class Scribe:
-    """A provider that keeps what it is asked and answers the same each time."""
+@dataclass
+class Script:
+    """A provider that answers, or fails, in a given order; the last answer is the last."""
 
-    name = "scribe:test"
-
-    def __init__(self, text: str, details: Mapping[str, Any] | None = None) -> None:
-        self.asked: list[CompletionRequest] = []
-        self._completion = Completion(text, "scribe-1", details or {})
+    answers: tuple[Answer, ...]
+    seconds: float = 0.0
+    max_prompt_tokens: int | None = None
+    asked: list[CompletionRequest] = field(default_factory=list)
+    name: str = "script:test"
 
     def complete(self, request: CompletionRequest) -> Completion:
         self.asked.append(request)
-        return self._completion
+        time.sleep(self.seconds)
+        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        if isinstance(answer, BaseException):
+            raise answer
+        return Completion(answer, "script-1") if isinstance(answer, str) else answer
 
 
-class Broken:
-    name = "broken:test"
+def script(*answers: Answer, **options: Any) -> Script:
+    return Script(answers, **options)
 
-    def complete(self, request: CompletionRequest) -> Completion:
-        raise ProviderError("the line is dead")
+
+def ask(
+    provider: Any, request: ProposalRequest = REQUEST, **options: Any
+) -> tuple[Proposal, list[dict[str, Any]]]:
+    proposal = LLMProposer(provider, "Sort messages.", **{"backoff": 0, **options}).propose(
+        request
+    )
+    return proposal, proposal.details["asks"]
+
+
+def fail(
+    provider: Any, request: ProposalRequest = REQUEST, **options: Any
+) -> tuple[str, Mapping[str, Any]]:
+    with pytest.raises(ProposalError) as caught:
+        ask(provider, request, **options)
+    return str(caught.value), caught.value.details
+
+
+def meta(request: ProposalRequest = REQUEST) -> meta_prompt.MetaPrompt:
+    return meta_prompt.build(request, Briefing("Sort messages.", sections=DEFAULT_SECTIONS))
+
+
+# One reply.
 
 
 def test_the_provider_is_asked_once_with_all_it_needs() -> None:
-    scribe = Scribe(good_reply("silver river stone"))
-    request = request_of(SPACE, HISTORY, n_candidates=2, seed=11, trial_number=9)
-    LLMProposer(scribe, "Sort messages.").propose(request)
-    assert scribe.asked == [
-        CompletionRequest(
-            prompt=meta_prompt.build(request, "Sort messages."),
-            schema=reply.schema(2),
-            seed=11,
-            trial_number=9,
-            call_index=5,
-        )
-    ]
+    provider = script(USABLE)
+    ask(provider, replace(REQUEST, n_candidates=2), timeout=60)
+    (asked,) = provider.asked
+    assert 59 < asked.timeout <= 60
+    assert replace(asked, timeout=60) == CompletionRequest(
+        prompt=meta(replace(REQUEST, n_candidates=2)).text,
+        schema=reply.schema(2),
+        seed=11,
+        trial_number=9,
+        call_index=5,
+        attempt=0,
+        timeout=60,
+    )
 
 
 def test_a_reply_becomes_candidates_in_its_order() -> None:
-    provider = Scribe(
-        good_reply("silver river stone glass", "calm", "qqq zzz", "quick topic label")
-    )
-    proposal = LLMProposer(provider).propose(request_of(SPACE, HISTORY, n_candidates=4))
+    proposal, _ = ask(script(good_reply("silver river stone", "calm", "qqq", "quick topic label")))
     assert [p.text for p in proposal.prompts] == [
         "silver river stone",
         "calm a a",
         "quick topic label",
     ]
-    assert [(p.n_truncated, p.n_padding) for p in proposal.prompts] == [(1, 0), (0, 2), (0, 0)]
+    assert [(p.n_truncated, p.n_padding) for p in proposal.prompts] == [(0, 0), (0, 2), (0, 0)]
     assert proposal.origin == "llm"
 
 
 def test_no_more_candidates_are_taken_than_were_wanted() -> None:
-    provider = Scribe(good_reply("calm", "quick", "topic"))
-    proposal = LLMProposer(provider).propose(request_of(SPACE, HISTORY, n_candidates=2))
+    provider = script(good_reply("calm", "quick", "topic"))
+    proposal, _ = ask(provider, replace(REQUEST, n_candidates=2))
     assert [p.text for p in proposal.prompts] == ["calm a a", "quick a a"]
 
 
+@pytest.mark.parametrize(
+    ("texts", "prompts", "rejected"),
+    [
+        (["silver"], ["silver a a"], []),
+        (["calm answer quick"], [], [("calm answer quick", "it was tried before")]),
+        (["calm  answer\tquick"], [], [("calm answer quick", "it was tried before")]),
+        (["meadow", "metal"], ["metal a a"], [("meadow", "it was tried before")]),
+        (["qqq zzz"], [], [("qqq zzz", "no word of it is in the vocabulary")]),
+        (["qqq metal"], ["metal a a"], []),
+        (
+            ["silver river stone glass gold"],
+            ["silver river stone"],
+            [("silver river stone glass gold", "it is 2 tokens too long")],
+        ),
+        (["calm answer quick glass"], [], [("calm answer quick glass", "it was tried before")]),
+        (
+            ["silver river stone glass", "metal"],
+            ["metal a a", "silver river stone"],
+            [("silver river stone glass", "it is 1 tokens too long")],
+        ),
+        (["metal", "metal a", "metal"], ["metal a a"], []),
+        pytest.param(
+            ["silver river stone glass", "silver river stone"],
+            ["silver river stone"],
+            [("silver river stone glass", "it is 1 tokens too long")],
+        ),
+    ],
+)
+def test_what_cannot_be_used_as_it_is_is_told_with_its_reason(
+    texts: list[str], prompts: list[str], rejected: list[tuple[str, str]]
+) -> None:
+    verdict = judge(Completion(good_reply(*texts), "m"), REQUEST)
+    assert list(verdict.rejected) == rejected
+    assert [p.text for p in verdict.usable + verdict.too_long] == prompts
+    if prompts:
+        proposal, asks = ask(script(good_reply(*texts)), max_asks=1)
+        assert [p.text for p in proposal.prompts] == prompts
+        assert asks[0]["rejected"] == [list(pair) for pair in rejected]
+    else:
+        message, details = fail(script(good_reply(*texts)), max_asks=1)
+        assert details["asks"][0]["rejected"] == [list(pair) for pair in rejected]
+        assert rejected[0][1] in message
+
+
+PIECES = st.lists(st.sampled_from(["calm", "answer", "quick", "meadow", "qqq"]), max_size=5)
+
+
+@given(rows=st.lists(PIECES.map(" ".join), max_size=6))
+def test_every_prompt_of_a_reply_is_usable_too_long_or_rejected_with_a_reason(
+    rows: list[str],
+) -> None:
+    verdict = judge(Completion(good_reply(*rows), "m"), REQUEST)
+    assert all(p.n_truncated == 0 for p in verdict.usable)
+    assert all(p.n_truncated > 0 for p in verdict.too_long)
+    found = [p.token_ids for p in verdict.usable], [p.token_ids for p in verdict.too_long]
+    assert all(len(set(ids)) == len(ids) for ids in found)
+    assert REQUEST.history.tried.isdisjoint(found[0] + found[1])
+    assert bool(verdict.usable) is (verdict.problem == "")
+    unused = {text for text, _ in verdict.rejected}
+    for text in filter(None, rows):
+        prompt_ids = SPACE.from_text(text).token_ids if set(text.split()) - {"qqq"} else ()
+        assert (prompt_ids in found[0] and text not in unused) or text in unused
+
+
+# The record.
+
+
 def test_the_record_tells_how_a_proposal_came_about() -> None:
-    text = good_reply("silver river stone")
-    provider = Scribe(text, {"digest": "abc", "prompt_tokens": 12})
-    request = request_of(SPACE, HISTORY, seed=11)
-    details = LLMProposer(provider, "Sort messages.").propose(request).details
-    assert details == {
+    completion = Completion(USABLE, "script-1", details={"digest": "abc", "prompt_tokens": 12})
+    proposal, asks = ask(script(completion))
+    assert 0 <= asks[0].pop("seconds") < 30
+    assert proposal.details == {
         "proposer": "llm",
-        "provider": "scribe:test",
-        "model": "scribe-1",
-        "seed": 11,
-        "template_version": meta_prompt.VERSION,
-        "meta_prompt": meta_prompt.build(request, "Sort messages."),
-        "reply": text,
-        "digest": "abc",
-        "prompt_tokens": 12,
+        "provider": "script:test",
+        **meta().facts(),
+        "meta_prompt": meta().text,
+        "asks": [
+            {
+                "digest": "abc",
+                "prompt_tokens": 12,
+                "seed": 11,
+                "tries": 1,
+                "model": "script-1",
+                "reply": USABLE,
+                "problem": "",
+                "rejected": [],
+            }
+        ],
     }
-    assert json.loads(json.dumps(details)) == details
+    assert json.loads(json.dumps(proposal.details)) == proposal.details
+
+
+@pytest.mark.parametrize("answer", [USABLE, TOO_LONG])
+def test_a_problem_that_the_server_tells_is_recorded_whatever_the_reply_is_worth(
+    answer: str,
+) -> None:
+    _, asks = ask(script(Completion(answer, "m", problem="the reply was cut")), max_asks=1)
+    assert len(asks) == 1
+    assert asks[0]["server_problem"] == "the reply was cut"
+    assert (asks[0]["problem"] == "the reply was cut") is (answer == USABLE)
+
+
+def test_what_a_provider_tells_does_not_hide_what_was_seen() -> None:
+    details = {"seed": -1, "reply": "mine", "problem": "mine", "nan": math.nan, "set": {1}}
+    _, asks = ask(script(Completion(USABLE, "m", details=details)))
+    assert (asks[0]["seed"], asks[0]["reply"], asks[0]["problem"]) == (11, USABLE, "")
+    json.dumps(asks, allow_nan=False)
+
+
+@pytest.mark.parametrize("answer", [USABLE, CHAT])
+def test_a_reply_too_long_to_keep_is_clipped_in_the_record(answer: str) -> None:
+    text = answer + " " * MAX_TEXT
+    _, details = fail(script(text))
+    for row in details["asks"]:
+        assert len(row["reply"]) < MAX_TEXT + 100
+        assert row["reply"].endswith("characters cut]")
+
+
+def test_a_reply_is_kept_as_long_as_it_can_be_read() -> None:
+    text = USABLE.ljust(MAX_TEXT)
+    _, asks = ask(script(text))
+    assert asks[0]["reply"] == text
+
+
+# Replies of no use, and ways that fail.
+
+
+def recorded(asks: list[dict[str, Any]]) -> list[str]:
+    return [row.get("error") or row["problem"].partition(":")[0] for row in asks]
 
 
 @pytest.mark.parametrize(
-    ("provider", "reason"),
+    ("answers", "max_asks", "n_asks"),
     [
-        (Broken(), "ProviderError: the line is dead"),
-        (Scribe("I'd rather not."), "InvalidReplyError: the reply has no object"),
-        (Scribe('{"prompts": []}'), "InvalidReplyError: the reply's list of prompts is empty"),
-        (Scribe(good_reply("qqq", "zzz")), "no candidate has a token"),
+        ((USABLE,), 3, 1),
+        ((CHAT, USABLE), 3, 2),
+        ((CHAT, good_reply("qqq"), USABLE), 3, 3),
+        ((good_reply("calm answer quick"), USABLE), 2, 2),
+        ((TOO_LONG, USABLE), 3, 2),
+        ((CHAT, TRANSIENT, USABLE), 2, 2),
     ],
 )
-def test_a_failure_tells_the_reason_and_what_was_asked(
-    provider: Scribe | Broken, reason: str
+def test_asks_stop_at_the_first_reply_that_is_of_use(
+    answers: tuple[Answer, ...], max_asks: int, n_asks: int
 ) -> None:
-    request = request_of(SPACE, HISTORY, seed=11)
-    with pytest.raises(ProposalError, match=reason) as caught:
-        LLMProposer(provider, "Sort messages.").propose(request)
-    details = caught.value.details
-    assert details["meta_prompt"] == meta_prompt.build(request, "Sort messages.")
-    assert details["provider"] == provider.name
-    if isinstance(provider, Scribe):
-        assert details["reply"] == provider.complete(provider.asked[0]).text
+    provider = script(*answers, CHAT)
+    proposal, asks = ask(provider, max_asks=max_asks)
+    assert [p.text for p in proposal.prompts] == ["silver river stone"]
+    assert len(asks) == n_asks
+    assert len(provider.asked) == len(answers)
+    assert asks[-1]["reply"] == USABLE
 
 
-def test_a_reply_too_long_to_keep_is_clipped_in_the_record() -> None:
-    text = good_reply("silver river stone") + " " * 20_000
-    details = LLMProposer(Scribe(text)).propose(request_of(SPACE, HISTORY)).details
-    assert len(details["reply"]) < 16_100
-    assert details["reply"].endswith("characters cut]")
+@pytest.mark.parametrize("max_asks", [1, 2, 5])
+def test_asks_stop_at_their_number(max_asks: int) -> None:
+    provider = script(CHAT)
+    message, details = fail(provider, max_asks=max_asks)
+    assert "InvalidReplyError: the reply has no object" in message
+    assert len(provider.asked) == len(details["asks"]) == max_asks
+    assert [asked.attempt for asked in provider.asked] == list(range(max_asks))
+    assert [row["reply"] for row in details["asks"]] == [CHAT] * max_asks
+
+
+@pytest.mark.parametrize(
+    ("answers", "n_tries"),
+    [((DEAD,), 1), ((TRANSIENT,), 3), ((TRANSIENT, DEAD), 2)],
+)
+def test_a_way_that_fails_is_tried_again_only_if_it_may_help(
+    answers: tuple[Answer, ...], n_tries: int
+) -> None:
+    provider = script(*answers)
+    message, details = fail(provider)
+    assert message.startswith(f"ProviderError: {answers[-1]}")
+    assert ("tried" in message) is (n_tries > 1)
+    assert len(provider.asked) == n_tries
+    assert len({(asked.prompt, asked.seed) for asked in provider.asked}) == 1
+    assert len(details["asks"]) == 1
+    assert details["meta_prompt"] == meta().text
+
+
+def test_a_way_that_fails_after_a_reply_of_no_use_ends_the_asking() -> None:
+    provider = script(CHAT, DEAD, USABLE)
+    message, details = fail(provider)
+    assert message == "ProviderError: the line is dead"
+    assert recorded(details["asks"]) == ["InvalidReplyError", "the line is dead"]
+
+
+def test_a_retry_is_the_same_request_and_a_new_ask_another_one() -> None:
+    provider = script(TRANSIENT, CHAT, TRANSIENT, CHAT, USABLE)
+    _, asks = ask(provider)
+    first, retried, second, retried_too, third = provider.asked
+    for one, two in ((first, retried), (second, retried_too)):
+        assert two.timeout <= one.timeout
+        assert replace(one, timeout=0) == replace(two, timeout=0)
+    assert [first.attempt, second.attempt, third.attempt] == [0, 1, 2]
+    assert len({first.seed, second.seed, third.seed}) == 3
+    assert first.timeout >= second.timeout >= third.timeout
+    assert [row["tries"] for row in asks] == [2, 2, 1]
+    assert [row["seed"] for row in asks] == [first.seed, second.seed, third.seed]
+
+
+@given(seed=st.integers(0, 2**31 - 1))
+def test_seeds_of_later_asks_derive_from_the_first(seed: int) -> None:
+    runs = []
+    for _ in range(2):
+        provider = script(CHAT)
+        fail(provider, replace(REQUEST, seed=seed), max_asks=4)
+        runs.append([asked.seed for asked in provider.asked])
+    assert runs[0] == runs[1]
+    assert runs[0][0] == seed
+    later = [np.random.SeedSequence([seed, i]).generate_state(1)[0] for i in (1, 2, 3)]
+    assert runs[0][1:] == [int(value) % 2**31 for value in later]
+    assert all(isinstance(value, int) and 0 <= value < 2**31 for value in runs[0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (CHAT, "the reply has no object"),
+        (" ", "the reply is empty"),
+        ('{"prompts": []}', "the reply's list of prompts is empty"),
+        (good_reply("qqq", "zzz"), "no word of it is in the vocabulary (2)"),
+        (good_reply("calm answer quick", "zzz"), "it was tried before (1), no word of it"),
+        (TOO_LONG, "it is 1 tokens too long (1)"),
+        (Completion("", "m", problem="num_predict was reached"), "num_predict was reached"),
+        ("x" * 2_000, "the reply has no object"),
+    ],
+)
+def test_the_next_prompt_ends_with_what_was_wrong(answer: Answer, told: str) -> None:
+    provider = script(answer, USABLE)
+    _, asks = ask(provider)
+    first, second = provider.asked
+    assert first.prompt == meta().text
+    assert second.prompt.startswith(f"{meta().text}\n\nYour last answer could not be used: ")
+    correction = second.prompt.removeprefix(meta().text)
+    assert told in correction
+    assert told in asks[0]["problem"]
+    assert correction.endswith("\nAnswer again, with other prompts, and with JSON only.")
+    assert len(correction) < 500
+
+
+def test_only_the_last_problem_is_told() -> None:
+    provider = script(CHAT, good_reply("qqq"), USABLE)
+    ask(provider)
+    assert "no object" in provider.asked[1].prompt
+    assert "no object" not in provider.asked[2].prompt
+    assert "no word of it" in provider.asked[2].prompt
+
+
+@pytest.mark.parametrize("seconds", [0.06, 0.15])
+def test_asks_stop_when_the_time_is_over(seconds: float) -> None:
+    provider = script(CHAT, seconds=seconds)
+    started = time.monotonic()
+    message, details = fail(provider, timeout=0.2, max_asks=100)
+    assert time.monotonic() - started < 10
+    assert 1 <= len(provider.asked) <= 4
+    assert message.startswith("InvalidReplyError")
+    assert message.endswith("; the 0.2 s for a proposal are over")
+    assert len(details["asks"]) == len(provider.asked)
+    assert all(0 < asked.timeout <= 0.2 for asked in provider.asked)
+
+
+def test_pauses_and_retries_count_for_the_time_as_well() -> None:
+    provider = script(CHAT, TRANSIENT)
+    started = time.monotonic()
+    message, _ = fail(provider, timeout=0.3, backoff=0.2, max_tries=50, max_asks=50)
+    assert time.monotonic() - started < 10
+    assert message.startswith("ProviderError: the line is busy")
+    assert len(provider.asked) <= 4
+
+
+def test_however_little_time_there_is_it_asks_once() -> None:
+    proposal, _ = ask(script(USABLE), timeout=1e-9)
+    assert proposal.prompts
+
+
+# Prompts that had to be cut.
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param((TOO_LONG,), id="too long each time"),
+        pytest.param((CHAT, TOO_LONG), id="too long in the end"),
+        pytest.param((TOO_LONG, DEAD), id="then the way fails"),
+        pytest.param((TOO_LONG, RuntimeError("oops")), id="then the provider raises"),
+        pytest.param((TOO_LONG, CHAT), id="then of no use"),
+        pytest.param((TOO_LONG, good_reply("qqq")), id="then unknown words"),
+    ],
+)
+def test_prompts_that_had_to_be_cut_are_the_last_resort(answers: tuple[Answer, ...]) -> None:
+    proposal, asks = ask(script(*answers), max_asks=3)
+    assert len(asks) >= 2
+    (prompt,) = proposal.prompts
+    assert (prompt.text, prompt.n_truncated) == ("silver river stone", 1)
+    told = [row["rejected"] for row in asks if row.get("rejected")]
+    assert [["silver river stone glass", "it is 1 tokens too long"]] in told
+
+
+def test_a_prompt_that_fits_goes_before_one_that_had_to_be_cut() -> None:
+    proposal, asks = ask(script(good_reply("silver river stone glass", "calm")))
+    assert [p.text for p in proposal.prompts] == ["calm a a", "silver river stone"]
+    assert len(asks) == 1
+
+
+# Providers of third parties.
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (KeyError("choices"), "KeyError: 'choices'"),
+        (RecursionError("too deep"), "RecursionError: too deep"),
+        (TimeoutError(), "TimeoutError: "),
+        (AssertionError("a\nb"), "AssertionError: a\nb"),
+        (MemoryError(), "MemoryError: "),
+        (StopIteration(), "StopIteration: "),
+        (ProviderError("the line is dead"), "ProviderError: the line is dead"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("n_replies", [0, 1])
+def test_whatever_a_provider_raises_is_a_failure_that_tells_what_was_asked(
+    error: Exception, message: str, n_replies: int
+) -> None:
+    reason, details = fail(script(*[CHAT] * n_replies, error))
+    assert reason == message
+    assert details["meta_prompt"] == meta().text
+    assert details["provider"] == "script:test"
+    assert len(details["asks"]) == n_replies + 1
+    assert details["asks"][-1]["error"] == str(error)
+    assert isinstance(details["asks"][-1]["seed"], int)
+    json.dumps(details, allow_nan=False)
+
+
+def test_an_error_of_a_provider_is_clipped_in_the_record() -> None:
+    reason, details = fail(script(RuntimeError("x" * 10 * MAX_TEXT)))
+    assert len(json.dumps(details["asks"])) < 2 * MAX_TEXT
+    assert len(reason) < 2 * MAX_TEXT
+
+
+@pytest.mark.parametrize("completion", [Completion(None, "m"), None, "a text"])  # type: ignore[arg-type]
+def test_what_is_no_completion_is_a_failure(completion: Any) -> None:
+    class Careless:
+        name = "careless:test"
+        max_prompt_tokens = None
+
+        def complete(self, request: CompletionRequest) -> Any:
+            return completion
+
+    reason, details = fail(Careless())
+    assert "Error: " in reason
+    assert details["meta_prompt"] == meta().text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_passed_on(error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        ask(script(error()))
+    with pytest.raises(error):
+        ask(script(CHAT, error()))
+
+
+# The LLM's context.
+
+
+def longest(request: ProposalRequest, max_prompt_tokens: int, **options: Any) -> int:
+    """The estimated length of the longest prompt that is really sent."""
+    provider = script(*options.pop("answers"), max_prompt_tokens=max_prompt_tokens)
+    fail(provider, request, **options)
+    assert len(provider.asked) == 3
+    return max(estimated_tokens(asked.prompt) for asked in provider.asked)
+
+
+FULL = request_of(SPACE, full_history(SPACE, 9))
+LATIN = (CHAT, "x" * 2_000, Completion("", "m", problem="why? " * 500))
+FOREIGN = (
+    pytest.param("对不起，我不能回答这个问题。" * 50, id="Chinese"),
+    pytest.param("🙂" * 200, id="emoji"),
+    pytest.param(Completion("", "m", problem="ответ обрезан " * 50), id="Russian"),
+)
+
+
+@given(max_prompt_tokens=st.integers(550, 1_500), names=st.sets(st.sampled_from(ALL_SECTIONS)))
+def test_no_prompt_is_longer_than_its_llm_can_read_corrections_included(
+    max_prompt_tokens: int, names: set[str]
+) -> None:
+    length = longest(FULL, max_prompt_tokens, answers=LATIN, sections=tuple(names))
+    assert length <= max_prompt_tokens
+
+
+@pytest.mark.parametrize("answer", FOREIGN)
+def test_no_correction_in_another_script_is_longer_than_its_llm_can_read(answer: Answer) -> None:
+    # The tightest of some budgets, so that the meta-prompt itself leaves nothing free.
+    over = [
+        longest(FULL, most, answers=(answer,), sections=ALL_SECTIONS) - most
+        for most in range(700, 1_200, 20)
+    ]
+    assert max(over) <= 0
+
+
+def test_the_meta_prompt_leaves_room_for_a_correction() -> None:
+    provider = script(USABLE, max_prompt_tokens=900)
+    proposal, _ = ask(provider, FULL, sections=ALL_SECTIONS)
+    assert proposal.details["max_prompt_tokens"] < 900 - estimated_tokens("z" * 300)
+    assert proposal.details["estimated_prompt_tokens"] <= proposal.details["max_prompt_tokens"]
+    assert proposal.details["n_dropped_points"] > 0
+
+
+def test_a_context_too_short_for_the_instructions_is_a_failure_and_nobody_is_asked() -> None:
+    provider = script(USABLE, max_prompt_tokens=300)
+    message, details = fail(provider)
+    assert "the instructions alone" in message
+    assert "num_ctx" in message
+    assert provider.asked == []
+    assert details["provider"] == "script:test"
+
+
+# Configuration.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sections": "task"}, "`sections` must be a list of names among task, .*, got 'task'"),
+        ({"sections": ["task", "tasks"]}, "`sections` must be a list of names among task, "),
+        ({"edit_horizon": 0}, "`edit_horizon` must be at least 1, got 0"),
+        ({"max_asks": 0}, "`max_asks` must be at least 1, got 0"),
+        ({"max_tries": 0}, "`max_tries` must be at least 1, got 0"),
+        ({"backoff": -0.1}, "`backoff` must be at least 0, got -0.1"),
+        ({"backoff": math.nan}, "`backoff` must be at least 0, got nan"),
+        ({"timeout": 0}, "`timeout` must be a positive number of seconds, got 0"),
+        ({"timeout": -1}, "`timeout` must be a positive number of seconds, got -1"),
+        ({"timeout": math.inf}, "`timeout` must be a positive number of seconds, got inf"),
+        ({"timeout": math.nan}, "`timeout` must be a positive number of seconds, got nan"),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LLMProposer(script(USABLE), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"labels": "billing"}, "labels"),
+        ({"examples": "My card was charged twice."}, "examples"),
+        ({"examples": [("My card was charged twice.",)]}, "examples"),
+    ],
+)
+def test_labels_and_examples_that_cannot_be_used_are_named(
+    options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        LLMProposer(script(USABLE), **options)
+
+
+def test_what_the_llm_is_briefed_with_is_what_it_is_told() -> None:
+    provider = script(USABLE)
+    ask(
+        provider,
+        FULL,
+        labels=FULL_BRIEFING.labels,
+        examples=FULL_BRIEFING.examples,
+        sections=list(reversed(ALL_SECTIONS)),
+        edit_horizon=3,
+    )
+    briefing = replace(FULL_BRIEFING, task_description="Sort messages.", edit_horizon=3)
+    assert provider.asked[0].prompt == meta_prompt.build(FULL, briefing).text
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))]
+)
+def test_a_copy_proposes_the_same(copied: Callable[[LLMProposer], LLMProposer]) -> None:
+    rows = [CHAT, TOO_LONG, good_reply("silver", "calm")]
+    proposer = LLMProposer(
+        script(*rows), "Sort messages.", labels=["billing"], sections=ALL_SECTIONS, backoff=0
+    )
+    twin = copied(proposer)
+    if twin._provider is proposer._provider:  # A shallow copy shares it: both go on with it.
+        twin._provider = script(*rows)  # type: ignore[attr-defined]
+    one, two = (each.propose(copy.deepcopy(FULL)) for each in (proposer, twin))
+    for proposal in (one, two):
+        for row in proposal.details["asks"]:
+            del row["seconds"]
+    assert one == two
+    assert len(one.details["asks"]) == 3
+
+
+def test_a_proposal_leaves_nothing_behind() -> None:
+    proposer = LLMProposer(ReplayProvider([USABLE]))
+    request = replace(REQUEST, history=replace(HISTORY, asks=()))
+    before = pickle.dumps(proposer)
+    first = proposer.propose(request)
+    assert pickle.dumps(proposer) == before
+    assert proposer.propose(request).prompts == first.prompts
+
+
+def test_replies_in_a_list_are_one_for_each_trial_that_asks() -> None:
+    provider = ReplayProvider([CHAT, USABLE])
+    first, second = (replace(HISTORY, asks=ASKS[:n]) for n in (0, 1))
+    message, details = fail(provider, replace(REQUEST, history=first))
+    assert "list has no reply to attempt 1 of trial 9" in message
+    assert details["asks"][0]["reply"] == CHAT
+    proposal, _ = ask(provider, replace(REQUEST, history=second))
+    assert [p.text for p in proposal.prompts] == ["silver river stone"]
+
+
+def test_the_record_counts_the_prompts_that_were_shown() -> None:
+    history = history_of(SPACE, [(text, 0.5) for text in texts(20)])
+    proposal, _ = ask(script(good_reply("yellow young")), request_of(SPACE, history))
+    assert proposal.details["n_points"] == 20
+    assert proposal.details["meta_prompt"].count("loss 0.500") == 20

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import pytest
 
 from optuna_llm_catalyst import InvalidReplyError
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.proposers import reply
 
 
@@ -42,6 +43,24 @@ def test_any_text_gives_clean_prompts_or_says_what_is_wrong(text: str) -> None:
         assert len(prompt) <= reply.MAX_PROMPT
 
 
+BYTES = st.binary(max_size=80) | st.lists(
+    FRAGMENTS.map(lambda text: text.encode(errors="replace")) | st.binary(max_size=3), max_size=12
+).map(b"".join)
+
+
+@pytest.mark.parametrize("errors", ["replace", "surrogateescape"])
+@given(data=BYTES)
+def test_any_bytes_give_prompts_or_an_invalid_reply(errors: str, data: bytes) -> None:
+    try:
+        prompts = reply.parse(data.decode(errors=errors))
+    except InvalidReplyError as error:
+        # What is said of it goes into JSON records and back to the LLM.
+        str(error).encode()
+        return
+    for prompt in prompts:
+        prompt.encode()
+
+
 @given(st.lists(st.text("abc ", max_size=6), max_size=6))
 def test_prompts_come_back_in_order_without_repetitions(prompts: list[str]) -> None:
     text = json.dumps({"prompts": prompts})
@@ -54,6 +73,21 @@ def test_prompts_come_back_in_order_without_repetitions(prompts: list[str]) -> N
 
 
 GOOD = '{"prompts": ["calm answer", "quick topic"]}'
+TAGS = st.sampled_from(["<think>", "</think>", "<thinking>", "</thinking>", "<THINK>"])
+THOUGHT = st.lists(st.text() | FRAGMENTS | TAGS, max_size=8).map("".join)
+
+
+@given(thought=THOUGHT, tag=st.sampled_from(["</think>", "</thinking>", "</Think>"]))
+def test_all_before_the_last_closing_tag_is_thought(thought: str, tag: str) -> None:
+    assert reply.parse(f"{thought}{tag}{GOOD}") == reply.parse(GOOD)
+
+
+@given(thought=THOUGHT, tag=st.sampled_from(["<think>", "<thinking>", "<Think>"]))
+def test_all_after_an_opening_tag_that_is_not_closed_is_thought(thought: str, tag: str) -> None:
+    unclosed = thought.replace("/", "")
+    assert reply.parse(f"{GOOD}{tag}{unclosed}") == reply.parse(GOOD)
+    with pytest.raises(InvalidReplyError, match="is all thinking, without an answer"):
+        reply.parse(f"{tag}{unclosed}{GOOD}")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +100,9 @@ GOOD = '{"prompts": ["calm answer", "quick topic"]}'
         f'<think>Maybe {{"prompts": ["draft"]}}? No.</think>{GOOD}',
         f"<THINKING>\nhm\n</THINKING>\n{GOOD}",
         f"<think>one</think> <think>two</think> {GOOD}",
+        f'{{"prompts": ["draft"]}} <think>No.</think> {GOOD}',
+        f'{{"prompts": ["draft"]}}</think>{GOOD}',
+        f'{GOOD}<think>Or {{"prompts": ["draft"]}}?',
         f"Sure! Here {{as asked}} they are: {GOOD} I hope {{this}} helps.",
         f'{GOOD}\n{{"prompts": ["a second thought"]}}',
         f'{{"note": "first"}} {GOOD}',
@@ -84,7 +121,12 @@ def test_the_prompts_are_found_in(text: str) -> None:
     [
         ("", "the reply is empty"),
         (" \n ", "the reply is empty"),
-        ("<think>forever</think>", "the reply is empty"),
+        ("<think>forever</think>", "the reply is empty after its thinking"),
+        (f"<think>{GOOD}</think>\n", "the reply is empty after its thinking"),
+        (f"{GOOD}<think>Was that right?</think>", "the reply is empty after its thinking"),
+        (f"<think>Say {GOOD} or", "the reply is all thinking, without an answer"),
+        (f"<think>one</think> <think>{GOOD}", "the reply is all thinking, without an answer"),
+        (f"<think>Say {GOOD}</think>I would rather not.", "has no object"),
         ("calm answer", "has no object"),
         ('["calm answer"]', "has no object"),
         ('"calm answer"', "has no object"),
@@ -111,16 +153,20 @@ def test_a_reply_that_is_no_list_of_prompts_is_refused(text: str, reason: str) -
 @pytest.mark.parametrize(
     "text",
     [
-        "{" * 100_000,
-        "[" * 100_000,
-        '{"prompts": ' + "[" * 100_000,
-        '{"prompts": ' + "[" * 50_000 + "]" * 50_000 + "}",
-        '{"a":' * 30_000,
-        '{"a":' * 30_000 + "1" + "}" * 30_000,
-        '{"prompts": ["' + "\\" * 150_000,
-        "<think>" * 25_000,
-        "<think>" * 12_000 + "</think" * 12_000,
-        "```json" * 20_000,
+        "{" * 32_000,
+        "[" * 32_000,
+        '{"prompts": ' + "[" * 31_000,
+        '{"prompts": ' + "[" * 15_000 + "]" * 15_000 + "}",
+        '{"a":' * 6_000,
+        '{"a":' * 5_000 + "1" + "}" * 5_000,
+        '{"' * 16_000,
+        '{"prompts": ["' + "\\" * 31_000,
+        "<think>" * 4_500,
+        "</think>" * 4_000,
+        "<think>" * 2_200 + "</think" * 2_200,
+        "<think></think>" * 2_100,
+        "```json" * 4_500,
+        '{"prompts": [' + "9" * 31_000 + "]}",
     ],
 )
 def test_a_reply_made_to_choke_the_parser_is_refused_at_once(text: str) -> None:
@@ -128,17 +174,25 @@ def test_a_reply_made_to_choke_the_parser_is_refused_at_once(text: str) -> None:
     started = time.process_time()
     with pytest.raises(InvalidReplyError):
         reply.parse(text)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 0.5
 
 
 def test_a_huge_reply_is_refused_unread() -> None:
     huge = GOOD + " " * reply.MAX_REPLY
-    with pytest.raises(InvalidReplyError, match=f"has {len(huge)} characters, over 200000"):
+    with pytest.raises(InvalidReplyError, match=f"has {len(huge)} characters, over 32000"):
         reply.parse(huge)
+    assert reply.parse(GOOD.ljust(reply.MAX_REPLY)) == reply.parse(GOOD)
+
+
+def test_a_reply_is_as_long_as_what_a_record_keeps_of_it() -> None:
+    """A recorded reply that was too long is too long when it is replayed, and no other is."""
+    longest = GOOD.ljust(reply.MAX_REPLY)
+    assert records.clip(longest) == longest
+    assert len(records.clip(longest + " ")) > reply.MAX_REPLY
 
 
 def test_a_huge_prompt_is_cut() -> None:
-    (prompt,) = reply.parse(json.dumps({"prompts": ["calm " * 10_000]}))
+    (prompt,) = reply.parse(json.dumps({"prompts": ["calm " * 6_000]}))
     assert prompt == ("calm " * 200).strip()
 
 

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import copy
+from dataclasses import replace
+import gzip
 import json
 import pickle
 import socket
+import sys
+import threading
 import time
 from typing import Any
 
@@ -16,10 +21,14 @@ from optuna_llm_catalyst import ProviderError
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.proposers import reply as reply_format
 from optuna_llm_catalyst.providers import CompletionRequest
+from optuna_llm_catalyst.providers import ollama as ollama_module
+from optuna_llm_catalyst.providers.ollama_connection import is_loopback
+from optuna_llm_catalyst.providers.ollama_connection import MAX_BODY
 from tests.ollama_server import Fault
 from tests.ollama_server import OllamaServer
 from tests.ollama_server import Reply
 from tests.toy_stage import reply
+from tests.toy_stage import run_python
 from tests.toy_stage import texts
 from tests.toy_stage import ToyObjective
 from tests.toy_stage import word_space
@@ -96,8 +105,11 @@ def test_a_completion_carries_the_reply_and_the_facts_for_the_record() -> None:
         digest = server.digest("gemma3:4b")
     assert completion.text == GOOD
     assert completion.model == "gemma3:4b"
+    assert completion.problem == ""
     assert completion.details == {
         "digest": digest,
+        "context_length": 8192,
+        "done_reason": "stop",
         "options": {"seed": 17, "num_ctx": 8192, "num_predict": 1024, "temperature": 0.8},
         "prompt_tokens": 120,
         "reply_tokens": 30,
@@ -105,6 +117,14 @@ def test_a_completion_carries_the_reply_and_the_facts_for_the_record() -> None:
     }
     assert json.loads(json.dumps(completion.details)) == completion.details
     assert provider.name == "ollama:gemma3:4b"
+    assert provider.max_prompt_tokens == 8192 - 1024
+
+
+def test_asking_leaves_no_connection_and_no_thread_behind() -> None:
+    before = threading.active_count()
+    with OllamaServer([GOOD]) as server:
+        OllamaProvider(host=server.url).complete(REQUEST)
+    assert threading.active_count() == before
 
 
 def test_text_of_any_script_arrives_as_it_left() -> None:
@@ -123,74 +143,282 @@ def test_counts_that_the_server_leaves_out_are_none() -> None:
     assert details["load_seconds"] == 0
 
 
+def test_a_prompt_that_utf_8_cannot_write_is_an_error_that_does_not_blame_the_host() -> None:
+    with OllamaServer([GOOD]) as server:
+        with pytest.raises(ProviderError) as caught:
+            OllamaProvider(host=server.url).complete(replace(REQUEST, prompt="calm \ud800"))
+    assert "is not the URL" not in str(caught.value)
+    assert "surrogates not allowed" in str(caught.value)
+
+
 def whole(content: str, **fields: Any) -> dict[str, Any]:
     return {"message": {"role": "assistant", "content": content}, **fields}
 
 
-FAULTS: dict[str, tuple[Reply, str]] = {
-    "reset before a byte": (Fault(drop="before"), "gave no usable answer"),
-    "reset inside the body": (Fault(body=whole(GOOD), drop="inside"), "gave no usable answer"),
-    "too slow": (Fault(delay=30), r"did not answer within 0\.3 seconds"),
+THOUGHTFUL = {"message": {"role": "assistant", "content": "", "thinking": "hm"}}
+UNUSABLE = "gave no usable answer"
+BROKEN = "broke the connection"
+
+# What comes, what the error says, and whether the same request may succeed a little later.
+FAULTS: dict[str, tuple[Reply, str, bool]] = {
+    "reset before a byte": (Fault(drop="before"), BROKEN, True),
+    "reset inside the body": (Fault(body=whole(GOOD), drop="inside"), BROKEN, True),
+    "chunks that are none": (
+        Fault(body="zz", headers={"Transfer-Encoding": "chunked"}),
+        BROKEN,
+        True,
+    ),
+    "silence": (Fault(delay=30), r"did not answer within 0\.3 seconds", False),
+    "headers without end": (
+        Fault(trickle="headers"),
+        r"did not answer within 0\.3 seconds",
+        False,
+    ),
+    "a body byte by byte": (
+        Fault(body=whole(GOOD), trickle="body"),
+        r"did not answer within 0\.3 seconds",
+        False,
+    ),
+    "a body without end": (
+        Fault(body=" " * 2**16, endless=True),
+        f"answer is over {MAX_BODY} bytes long",
+        False,
+    ),
+    "a body of 10 MB": (
+        whole("calm " * 2_000_000),
+        f"answer is over {MAX_BODY} bytes long",
+        False,
+    ),
+    "a body of 10 MB, packed": (
+        Fault(
+            body=gzip.compress(json.dumps(whole("calm " * 2_000_000)).encode()),
+            headers={"Content-Encoding": "gzip"},
+        ),
+        "the server's answer is",
+        False,
+    ),
     "400": (
         Fault(400, {"error": '"gemma3:4b" does not support chat'}),
         'HTTP 400: "gemma3:4b" does not support chat',
+        False,
     ),
     "404 of the scheduler": (
         Fault(404, {"error": 'model "gemma3:4b" not found, try pulling it first'}),
         "`ollama pull gemma3:4b`",
+        False,
     ),
     "404 of something else": (
         Fault(404, "404 page not found", "text/plain"),
         "HTTP 404: 404 page not found",
+        False,
     ),
-    "500": (Fault(500, {"error": "llama runner stopped"}), "HTTP 500: llama runner stopped"),
-    "503": (Fault(503, {"error": "server busy, please try again"}), "HTTP 503: server busy"),
-    "500 with a page": (Fault(500, "<html>Bad gateway</html>", "text/html"), "HTTP 500: <html>"),
-    "500 without a body": (Fault(500), "HTTP 500"),
-    "error body is a list": (Fault(500, ["boom"]), "gave no usable answer"),
-    "error body is a string": (Fault(500, '"boom"'), "gave no usable answer"),
-    "error body is null": (Fault(500, "null"), "gave no usable answer"),
-    "200 with a page": (Fault(200, "<html>Sign in</html>", "text/html"), "gave no usable answer"),
-    "200 without a body": (Fault(200), "gave no usable answer"),
-    "cut JSON": (Fault(200, json.dumps(whole(GOOD))[:-9]), "gave no usable answer"),
-    "JSON is a list": (Fault(200, [whole(GOOD)]), "gave no usable answer"),
-    "JSON is a string": (Fault(200, '"calm"'), "gave no usable answer"),
-    "JSON is null": (Fault(200, "null"), "gave no usable answer"),
-    "JSON without end": (Fault(200, "[" * 100_000), "gave no usable answer"),
-    "invalid UTF-8": (
-        Fault(200, b'{"message": {"content": "\xff\xfe"}}'),
-        "gave no usable answer",
+    "408": (Fault(408, {"error": "timed out"}), "HTTP 408: timed out", True),
+    "429": (Fault(429, {"error": "slow down"}), "HTTP 429: slow down", True),
+    "500": (Fault(500, {"error": "out of ideas"}), "HTTP 500: out of ideas", False),
+    "500 of a crash": (
+        Fault(500, {"error": "llama runner process has terminated"}),
+        "HTTP 500: llama runner",
+        True,
     ),
-    "no message": (Fault(200, {"model": "gemma3:4b", "done": True}), "gave no usable answer"),
-    "message is a string": ({"message": "calm"}, "gave no usable answer"),
-    "content is a number": ({"message": {"role": "assistant", "content": 3}}, "gave no usable"),
-    "empty content": (whole(""), "answered with an empty reply"),
-    "blank content": (whole(" \n"), "answered with an empty reply"),
-    "no content": ({"message": {"role": "assistant"}}, "answered with an empty reply"),
-    "only thoughts": (
-        {"message": {"role": "assistant", "content": "", "thinking": "hm"}},
-        "answered with an empty reply",
+    "502": (Fault(502, "<html>Bad gateway</html>", "text/html"), "HTTP 502: <html>", True),
+    "503": (
+        Fault(503, {"error": "server busy, please try again"}),
+        "HTTP 503: server busy",
+        True,
     ),
-    "not done": (whole(GOOD, done=False, done_reason=None), "done=False"),
-    "done is missing": (
-        Fault(200, {"model": "gemma3:4b", "message": {"role": "assistant", "content": GOOD}}),
-        "done=None",
+    "504": (Fault(504), "HTTP 504", True),
+    "500 with a page": (
+        Fault(500, "<html>Oh no</html>", "text/html"),
+        "HTTP 500: <html>",
+        False,
     ),
-    "too long": (whole(GOOD[:20], done_reason="length"), "done_reason='length'"),
-    "only loaded": (whole("", done_reason="load"), "done_reason='load'"),
+    "500 without a body": (Fault(500), "HTTP 500", False),
+    "error is an object": (Fault(500, {"error": {"code": 3}}), "HTTP 500: {'code': 3}", False),
+    "error is null": (Fault(500, {"error": None}), "HTTP 500", False),
+    "error body is a list": (Fault(500, ["boom"]), UNUSABLE, False),
+    "error body is a string": (Fault(500, '"boom"'), UNUSABLE, False),
+    "error body is null": (Fault(500, "null"), UNUSABLE, False),
+    "error under 200": (Fault(200, {"error": "boom"}), UNUSABLE, False),
+    "200 with a page": (Fault(200, "<html>Sign in</html>", "text/html"), UNUSABLE, False),
+    "200 without a body": (Fault(200), UNUSABLE, False),
+    "cut JSON": (Fault(200, json.dumps(whole(GOOD))[:-9]), UNUSABLE, False),
+    "JSON is a list": (Fault(200, [whole(GOOD)]), UNUSABLE, False),
+    "JSON is a string": (Fault(200, '"calm"'), UNUSABLE, False),
+    "JSON is null": (Fault(200, "null"), UNUSABLE, False),
+    "JSON without end": (Fault(200, "[" * 100_000), UNUSABLE, False),
+    "JSON with a number too long": (
+        Fault(200, '{"eval_count": ' + "9" * 5000 + "}"),
+        UNUSABLE,
+        False,
+    ),
+    "invalid UTF-8": (Fault(200, b'{"message": {"content": "\xff\xfe"}}'), UNUSABLE, False),
+    "packed, but not really": (
+        Fault(200, whole(GOOD), headers={"Content-Encoding": "gzip"}),
+        f"{UNUSABLE}|the server's answer is",
+        False,
+    ),
+    "no message": (Fault(200, {"model": "gemma3:4b", "done": True}), UNUSABLE, False),
+    "message is null": ({"message": None}, UNUSABLE, False),
+    "message is a string": ({"message": "calm"}, UNUSABLE, False),
+    "content is a number": (
+        {"message": {"role": "assistant", "content": 3}},
+        UNUSABLE,
+        False,
+    ),
+    "only loaded": (whole("", done_reason="load"), "only loaded 'gemma3:4b'", True),
+    "only unloaded": (whole("", done_reason="unload"), "only unloaded 'gemma3:4b'", True),
+    "nothing within its limit": (
+        whole("", done_reason="length"),
+        r"used up num_predict=1024 tokens without an answer: raise `num_predict`",
+        False,
+    ),
 }
 
 
-@pytest.mark.parametrize(("fault", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_whatever_goes_wrong_is_one_kind_of_error(fault: Reply, message: str) -> None:
-    slow = isinstance(fault, Fault) and fault.delay > 0
-    timeout = 0.3 if slow else 10
+@pytest.mark.parametrize(("fault", "message", "transient"), FAULTS.values(), ids=FAULTS.keys())
+def test_whatever_goes_wrong_is_one_kind_of_error(
+    fault: Reply, message: str, transient: bool
+) -> None:
+    slow = isinstance(fault, Fault) and bool(fault.delay or fault.trickle)
+    request = replace(REQUEST, timeout=0.3 if slow else 10)
     with OllamaServer([fault, GOOD]) as server:
-        provider = OllamaProvider("gemma3:4b", host=server.url, timeout=timeout)
-        with pytest.raises(ProviderError, match=message):
-            provider.complete(REQUEST)
+        provider = OllamaProvider("gemma3:4b", host=server.url)
+        started = time.monotonic()
+        with pytest.raises(ProviderError, match=message) as caught:
+            provider.complete(request)
+        assert time.monotonic() - started < (2 if slow else 10)
+        assert caught.value.transient == transient
         assert len(server.chats) == 1
-        assert slow or provider.complete(REQUEST).text == GOOD
+        assert provider.complete(REQUEST).text == GOOD
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "problem", "reply_from"),
+    [
+        (whole(GOOD), GOOD, "", None),
+        (whole(GOOD, done_reason=None), GOOD, "", None),
+        (whole(GOOD[:9], done_reason="length"), GOOD[:9], "it was cut at num_predict=1024", None),
+        (whole(GOOD, done=False, done_reason=None), GOOD, "it broke off", None),
+        (
+            Fault(200, {"model": "m", "message": {"role": "assistant", "content": GOOD}}),
+            GOOD,
+            "it broke off",
+            None,
+        ),
+        (whole(GOOD, done_reason="tired"), GOOD, "it ended with 'tired'", None),
+        (whole(""), "", "", None),
+        (whole(" \n"), "", "", None),
+        ({"message": {"role": "assistant"}}, "", "", None),
+        (THOUGHTFUL, "hm", "", "thinking"),
+        (
+            {"message": {"role": "assistant", "content": "\n", "thinking": GOOD}},
+            GOOD,
+            "",
+            "thinking",
+        ),
+        (
+            {"message": {"role": "assistant", "content": GOOD, "thinking": "hm"}},
+            GOOD,
+            "",
+            None,
+        ),
+        (
+            {**THOUGHTFUL, "done_reason": "length"},
+            "hm",
+            "it was cut at num_predict=1024",
+            "thinking",
+        ),
+    ],
+)
+def test_a_reply_of_which_the_server_itself_doubts_says_so(
+    answer: Reply, text: str, problem: str, reply_from: str | None
+) -> None:
+    with OllamaServer([answer]) as server:
+        completion = OllamaProvider(host=server.url).complete(REQUEST)
+    assert completion.text.strip() == text
+    assert completion.problem.startswith(problem)
+    assert bool(completion.problem) == bool(problem)
+    assert completion.details.get("reply_from") == reply_from
+
+
+LONG = "A word or two. " * 500  # 2500 tokens by the conservative count.
+SHORT = "A word or two. " * 300  # 1500 tokens.
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n_read", "allocated", "is_cut"),
+    [
+        # Of 2048 tokens servers keep the end: about half of them, or all but one.
+        (LONG, 1026, None, True),
+        (LONG, 1022, None, True),
+        (LONG, 1030, None, True),
+        (LONG, 2047, None, True),
+        (LONG, 2048, None, True),
+        (LONG, 2050, None, True),
+        (LONG, 1031, None, False),
+        (LONG, 1021, None, False),
+        (LONG, 1900, None, False),
+        (LONG, 2046, None, False),
+        (SHORT, 1026, None, False),
+        (SHORT, 1200, None, False),
+        (SHORT, 2047, None, True),
+        # What the server has in its cache it need not read, or not count.
+        (LONG, 1, None, False),
+        (LONG, 0, None, False),
+        (LONG, None, None, False),
+        # A model that was trained for less gets less.
+        (SHORT, 514, 1024, True),
+        (SHORT, 1023, 1024, True),
+        (SHORT, 1022, 1024, False),
+        (SHORT, 700, 1024, False),
+        ("A word.", 514, 1024, False),
+        # One that is loaded with more already keeps it.
+        (LONG, 2100, 4096, False),
+        (LONG, 2050, 4096, False),
+        (LONG, 4095, 4096, True),
+    ],
+)
+def test_a_prompt_that_the_server_cut_in_silence_is_an_error(
+    prompt: str, n_read: int | None, allocated: int | None, is_cut: bool
+) -> None:
+    answer = whole(GOOD, prompt_eval_count=n_read)
+    with OllamaServer([answer], context_length=allocated) as server:
+        provider = OllamaProvider(host=server.url, num_ctx=2048, num_predict=256)
+        request = replace(REQUEST, prompt=prompt)
+        if is_cut:
+            with pytest.raises(ProviderError, match=rf"it read {n_read}, .* raise `num_ctx`") as e:
+                provider.complete(request)
+            assert not e.value.transient
+        else:
+            assert provider.complete(request).details["context_length"] == (allocated or 2048)
+
+
+def test_without_word_of_the_context_it_counts_with_what_it_asked_for() -> None:
+    cut = whole(GOOD, prompt_eval_count=2047)
+    with OllamaServer([cut], faults={"/api/ps": Fault(404, "404 page not found")}) as server:
+        provider = OllamaProvider(host=server.url, num_ctx=2048, num_predict=256)
+        with pytest.raises(ProviderError, match="in a context of 2048"):
+            provider.complete(REQUEST)
+
+
+@pytest.mark.parametrize("too_long", [False, True])
+def test_an_answer_may_be_of_4_mib(too_long: bool) -> None:
+    body = json.dumps({"model": "gemma3:4b", "done": True, **whole(GOOD)})
+    with OllamaServer([Fault(200, body.ljust(MAX_BODY + too_long))]) as server:
+        provider = OllamaProvider(host=server.url)
+        if too_long:
+            with pytest.raises(ProviderError, match="over 4194304 bytes"):
+                provider.complete(REQUEST)
+        else:
+            assert provider.complete(REQUEST).text == GOOD
+
+
+def test_it_works_where_an_event_loop_is_running_as_in_a_notebook() -> None:
+    async def cell() -> str:
+        return OllamaProvider(host=server.url).complete(REQUEST).text
+
+    with OllamaServer([GOOD]) as server:
+        assert asyncio.run(cell()) == GOOD
 
 
 def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:
@@ -218,13 +446,21 @@ def test_a_missing_model_is_an_error_that_says_how_to_get_it() -> None:
         Fault(200, "null"),
         Fault(200, {"models": [{"model": None}]}),
         Fault(drop="before"),
+        Fault(trickle="headers"),
+        Fault(body=" " * 2**16, endless=True),
     ],
 )
-def test_a_reply_without_a_digest_is_still_a_reply(fault: Fault) -> None:
-    with OllamaServer([GOOD], faults={"/api/tags": fault}) as server:
-        completion = OllamaProvider(host=server.url).complete(REQUEST)
+@pytest.mark.parametrize("path", ["/api/tags", "/api/ps"])
+def test_a_reply_without_its_facts_is_still_a_reply(fault: Fault, path: str) -> None:
+    request = replace(REQUEST, timeout=0.5) if fault.trickle else REQUEST
+    with OllamaServer([GOOD], faults={path: fault}) as server:
+        completion = OllamaProvider(host=server.url).complete(request)
+        digest = server.digest("gemma3:4b")
     assert completion.text == GOOD
-    assert completion.details["digest"] is None
+    known = {"digest": digest, "context_length": 8192}
+    missing = {"/api/tags": "digest", "/api/ps": "context_length"}[path]
+    assert completion.details[missing] is None
+    assert all(completion.details[name] in (None, fact) for name, fact in known.items())
 
 
 @pytest.mark.parametrize(
@@ -259,18 +495,67 @@ HOSTS = (
     "http://localhost:{}",
     "localhost:{}",
     "0.0.0.0:{}",
+    ":{}",
+    "http://:{}",
 )
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize("variable", ["http_proxy", "ALL_PROXY"])
 def test_a_proxy_of_the_environment_does_not_take_requests_to_this_machine(
     monkeypatch: pytest.MonkeyPatch, host: str, variable: str
 ) -> None:
     monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
     with OllamaServer([GOOD]) as server:
-        provider = OllamaProvider(host=host.format(server.port), timeout=10)
+        provider = OllamaProvider(host=host.format(server.port))
         assert provider.complete(REQUEST).text == GOOD
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("LOCALHOST:11434", True),
+        ("https://localhost/ollama", True),
+        ("127.0.0.1", True),
+        ("127.8.8.8:11434", True),
+        ("0.0.0.0", True),
+        ("[::1]:11434", True),
+        ("http://user:word@127.0.0.1:11434", True),
+        # What is left out is this machine, and so is what a server is told to listen on.
+        (":11434", True),
+        ("http://:11434", True),
+        ("[::]:11434", True),
+        ("192.168.0.7", False),
+        ("ollama.example.com", False),
+        ("localhost.example.com", False),
+        ("http://127.0.0.1@example.com", False),
+        ("http://example.com/127.0.0.1", False),
+    ],
+)
+def test_a_host_is_this_machine_or_not(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
+
+
+def test_a_proxy_that_the_client_cannot_use_is_named_as_the_reason() -> None:
+    """The client's package makes a client when it is imported, which such a proxy breaks."""
+    code = (
+        "from optuna_llm_catalyst import OllamaProvider, ProviderError\n"
+        "try: OllamaProvider().check()\n"
+        "except ProviderError as error: print(error)"
+    )
+    printed = run_python(code, env={"ALL_PROXY": "socks5://127.0.0.1:1", "OLLAMA_HOST": ""})
+    assert "the Ollama client cannot be imported" in printed
+    assert "ALL_PROXY" in printed
+    assert "not installed: pip install 'optuna" not in printed
+
+
+def test_without_the_client_the_error_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "ollama", None)
+    with pytest.raises(ProviderError, match=r"pip install 'optuna-llm-catalyst\[ollama\]'"):
+        OllamaProvider().complete(REQUEST)
 
 
 def test_a_proxy_of_the_environment_takes_requests_to_another_machine(
@@ -279,7 +564,7 @@ def test_a_proxy_of_the_environment_takes_requests_to_another_machine(
     with OllamaServer() as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         with pytest.raises(ProviderError):
-            OllamaProvider(host="http://ollama.invalid:11434", timeout=10).check()
+            OllamaProvider(host="http://ollama.invalid:11434").check()
     assert [request.path for request in proxy.requests] == ["http://ollama.invalid:11434/api/tags"]
 
 
@@ -308,6 +593,153 @@ def test_a_host_that_is_no_url_is_an_error_that_names_it(host: str) -> None:
         assert host in str(caught.value) or repr(host) in str(caught.value)
 
 
+KEY = "sk-not-for-everyone"
+
+
+def keys_seen(server: OllamaServer) -> list[str | None]:
+    """The keys of all requests; a header's name is as its sender wrote it."""
+    lowered = [{k.lower(): v for k, v in r.headers.items()} for r in server.requests]
+    return [headers.get("authorization") for headers in lowered]
+
+
+@pytest.mark.parametrize("named_by", ["host", "OLLAMA_HOST", ""])
+def test_the_key_goes_to_a_host_that_was_named_and_never_to_the_default_one(
+    monkeypatch: pytest.MonkeyPatch, named_by: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", KEY)
+    with OllamaServer([GOOD]) as server:
+        monkeypatch.setattr(ollama_module, "_DEFAULT_URL", "http://127.0.0.1:1")
+        if named_by == "OLLAMA_HOST":
+            monkeypatch.setenv("OLLAMA_HOST", server.url)
+        if not named_by:
+            monkeypatch.setattr(ollama_module, "_DEFAULT_URL", server.url)
+        provider = OllamaProvider(host=server.url if named_by == "host" else None)
+        provider.complete(REQUEST)
+        provider.check()
+        provider.server_version()
+        provider.model_context_length()
+    assert len(server.requests) == 6
+    assert set(keys_seen(server)) == {f"Bearer {KEY}" if named_by else None}
+    assert KEY not in repr(provider.__dict__)
+    assert KEY.encode() not in pickle.dumps(provider)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_no_key_goes_with_it(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", KEY)
+    with OllamaServer([GOOD]) as elsewhere:
+        moved = {
+            path: Fault(status, headers={"Location": f"{elsewhere.url}{path}"})
+            for path in ("/api/chat", "/api/tags", "/api/ps", "/api/version", "/api/show")
+        }
+        with OllamaServer(faults=moved) as server:
+            provider = OllamaProvider(host=server.url)
+            for call in (
+                lambda: provider.complete(REQUEST),
+                provider.check,
+                provider.server_version,
+                provider.model_context_length,
+            ):
+                with pytest.raises(ProviderError, match=f"HTTP {status}") as caught:
+                    call()
+                assert not caught.value.transient
+        assert elsewhere.requests == []
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secret ", "sk-\x1bsecret", "sk-secret-é"])
+def test_a_key_that_no_header_can_hold_is_not_told_to_the_record(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", key)
+    with OllamaServer([GOOD]) as server:
+        try:
+            OllamaProvider(host=server.url).complete(REQUEST)
+        except ProviderError as error:
+            assert "secret" not in str(error)
+            assert "is not the URL" not in str(error)
+            assert not error.transient
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "http://user:secret@127.0.0.1:{}",
+        "https://user:secret@127.0.0.1:{}",
+        "user:secret@127.0.0.1:{}",
+        "http://secret@127.0.0.1:{}",
+        "http://user:p@secret@127.0.0.1:{}",
+        "http://user:p/secret@127.0.0.1:{}",
+        "http://user:secret/word@127.0.0.1:{}",
+        "http://user:secret@127.0.0.1:port{}",
+        "http://user:secret@[::1:{}",
+    ],
+)
+def test_credentials_in_the_url_are_never_part_of_what_is_said(host: str) -> None:
+    fault = Fault(503, {"error": "busy"})
+    with OllamaServer(models=(), faults={"/api/version": fault}) as server:
+        provider = OllamaProvider(host=host.format(server.port))
+        said = [provider.name, provider.host]
+        for call in (
+            lambda: provider.complete(REQUEST),
+            provider.check,
+            provider.server_version,
+        ):
+            with pytest.raises(ProviderError) as caught:
+                call()
+            said.append(str(caught.value))
+    assert not [text for text in said if "secret" in text]
+
+
+def test_the_server_s_version_and_the_model_s_own_context_can_be_asked_for() -> None:
+    with OllamaServer() as server:
+        provider = OllamaProvider(host=server.url)
+        assert provider.server_version() == "0.32.9"
+        assert provider.model_context_length() == 131072
+
+
+@pytest.mark.parametrize(
+    ("info", "length"),
+    [
+        ({"general.architecture": "llama", "llama.context_length": 2048}, 2048),
+        ({"general.architecture": "llama", "gemma3.context_length": 2048}, None),
+        ({"general.architecture": "llama", "llama.context_length": "2048"}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_a_context_length_that_the_server_does_not_tell_is_none(
+    info: dict[str, Any] | None, length: int | None
+) -> None:
+    fault = Fault(200, {"model_info": info})
+    with OllamaServer(faults={"/api/show": fault}) as server:
+        assert OllamaProvider(host=server.url).model_context_length() == length
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(404, "404 page not found"),
+        Fault(200, "Welcome!", "text/html"),
+        Fault(200, []),
+        Fault(200, {}),
+        Fault(200, "null"),
+        Fault(drop="before"),
+    ],
+)
+def test_a_server_without_a_version_is_not_ollama(fault: Fault) -> None:
+    with OllamaServer(faults={"/api/version": fault}) as server:
+        with pytest.raises(ProviderError, match="127.0.0.1"):
+            OllamaProvider(host=server.url).server_version()
+
+
+def test_a_context_length_of_a_missing_model_is_an_error_that_says_how_to_get_it() -> None:
+    with OllamaServer(models=()) as server:
+        with pytest.raises(ProviderError, match="`ollama pull gemma3:4b`"):
+            OllamaProvider(host=server.url).model_context_length()
+
+
 def test_copies_make_their_own_client() -> None:
     with OllamaServer([GOOD] * 3) as server:
         provider = OllamaProvider("gemma3:4b", host=server.url, num_predict=77)
@@ -322,8 +754,7 @@ def test_copies_make_their_own_client() -> None:
     ("arguments", "message"),
     [
         ({"model": ""}, "`model` must name a model, .* got an empty string"),
-        ({"timeout": 0}, "`timeout` must be positive, got 0 seconds"),
-        ({"timeout": -1.5}, "`timeout` must be positive, got -1.5 seconds"),
+        ({"temperature": -0.1}, "`temperature` must be at least 0, got -0.1"),
         ({"num_predict": 0}, "`num_predict` must be positive .* got 0 and 8192"),
         ({"num_predict": 8192}, "below `num_ctx`, got 8192 and 8192"),
         ({"num_ctx": 512}, "below `num_ctx`, got 1024 and 512"),
@@ -362,23 +793,10 @@ def test_a_study_restarts_from_what_the_server_replies() -> None:
         proposal = records.load(trial, "proposal")
         assert proposal is not None
         assert proposal["meta_prompt"] == asked
-        assert proposal["seed"] == body["options"]["seed"]
-        assert proposal["digest"] == server.digest("gemma3:4b")
+        (ask,) = proposal["asks"]
+        assert ask["seed"] == body["options"]["seed"]
+        assert ask["digest"] == server.digest("gemma3:4b")
+        assert ask["problem"] == ""
         assert proposal["failure"] is None
     seeds = {body["options"]["seed"] for body in server.chats}
     assert len(seeds) == 4
-
-
-def test_a_study_outlives_a_server_that_goes_away() -> None:
-    space = word_space(3)
-    with OllamaServer([reply("silver river stone")]) as server:
-        sampler = LLMCatalystSampler(space, OllamaProvider(host=server.url), seed=0)
-        study = optuna.create_study(sampler=sampler)
-        study.optimize(ToyObjective(space), n_trials=4)
-    started = time.monotonic()
-    study.optimize(ToyObjective(space), n_trials=2)
-    assert time.monotonic() - started < 10
-    origins = [trial.user_attrs["origin"] for trial in study.trials]
-    assert origins == ["startup"] * 3 + ["llm"] + ["mutation"] * 2
-    failure = (records.load(study.trials[-1], "proposal") or {})["failure"]
-    assert failure == f"ProviderError: no Ollama server answers at {server.url}"

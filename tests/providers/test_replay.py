@@ -14,13 +14,21 @@ import pytest
 from optuna_llm_catalyst import DataError
 from optuna_llm_catalyst import ProviderError
 from optuna_llm_catalyst import ReplayProvider
+from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
 
 
-def answer(provider: ReplayProvider, *, trial: int = 0, call: int = 0) -> str:
-    request = CompletionRequest("prompt", {}, 0, trial_number=trial, call_index=call)
-    completion = provider.complete(request)
-    assert completion.model == "replay"
+def complete(
+    provider: ReplayProvider, *, trial: int = 0, call: int = 0, attempt: int = 0
+) -> Completion:
+    return provider.complete(
+        CompletionRequest("prompt", {}, 0, trial_number=trial, call_index=call, attempt=attempt)
+    )
+
+
+def answer(provider: ReplayProvider, **numbers: int) -> str:
+    completion = complete(provider, **numbers)
+    assert (completion.model, completion.problem, completion.details) == ("replay", "", {})
     return completion.text
 
 
@@ -54,6 +62,61 @@ def test_a_row_with_a_trial_answers_that_trial_only(tmp_path: Path, as_text: boo
     assert [answer(provider, trial=3, call=i) for i in (0, 1)] == ["first", "second"]
 
 
+def test_a_row_with_an_attempt_answers_that_attempt_only(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        {"trial": 4, "attempt": 1, "reply": "second"},
+        {"trial": 4, "attempt": 0, "reply": "first"},
+        {"trial": 5, "reply": "only"},
+    )
+    provider = ReplayProvider(path)
+    assert [answer(provider, trial=4, attempt=i) for i in (0, 1)] == ["first", "second"]
+    assert answer(provider, trial=5) == "only"
+    for trial, attempt in ((4, 2), (5, 1), (6, 0)):
+        with pytest.raises(ProviderError, match=f"to attempt {attempt} of trial {trial}"):
+            answer(provider, trial=trial, attempt=attempt)
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_replies_in_order_answer_the_first_attempt_of_a_trial_only(attempt: int) -> None:
+    provider = ReplayProvider(["first", "second"])
+    assert answer(provider, trial=3, call=1) == "second"
+    with pytest.raises(ProviderError, match=f"list has no reply to attempt {attempt} of trial 3"):
+        answer(provider, trial=3, call=1, attempt=attempt)
+
+
+def test_a_later_attempt_may_have_a_row_where_the_first_is_taken_in_order(tmp_path: Path) -> None:
+    path = written(tmp_path, {"reply": "in order"}, {"trial": 3, "attempt": 1, "reply": "again"})
+    provider = ReplayProvider(path)
+    assert [answer(provider, trial=3, attempt=i) for i in (0, 1)] == ["in order", "again"]
+
+
+@pytest.mark.parametrize("place", [{}, {"trial": 3}, {"trial": 3, "attempt": 0}])
+def test_a_row_says_how_the_reply_was_and_who_wrote_it(
+    tmp_path: Path, place: dict[str, int]
+) -> None:
+    row = {"reply": "calm", "model": "gemma3:4b", "problem": "it broke off"}
+    provider = ReplayProvider(written(tmp_path, {**place, **row}))
+    assert complete(provider, trial=3) == Completion("calm", "gemma3:4b", "it broke off")
+
+
+@pytest.mark.parametrize("place", [{}, {"trial": 3}, {"trial": 3, "attempt": 0}])
+def test_what_failed_then_fails_again_at_once(tmp_path: Path, place: dict[str, int]) -> None:
+    provider = ReplayProvider(written(tmp_path, {**place, "error": "the line is dead"}))
+    with pytest.raises(ProviderError, match="^the line is dead$") as caught:
+        complete(provider, trial=3)
+    # The recorded study has tried again already.
+    assert not caught.value.transient
+
+
+def test_a_row_that_failed_counts_in_the_order_of_requests(tmp_path: Path) -> None:
+    path = written(tmp_path, {"reply": "first"}, {"error": "busy"}, {"reply": "third"})
+    provider = ReplayProvider(path)
+    assert [answer(provider, call=i) for i in (0, 2)] == ["first", "third"]
+    with pytest.raises(ProviderError, match="^busy$"):
+        answer(provider, call=1)
+
+
 @example(replies=["a\u2028b\u2029c", "a\x85b\x1cc\r\nd"])
 @given(replies=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=4))
 def test_any_replies_survive_their_file(
@@ -68,7 +131,8 @@ def test_any_replies_survive_their_file(
 
 def test_a_request_beyond_the_record_is_an_error_that_names_it() -> None:
     provider = ReplayProvider(["first"])
-    with pytest.raises(ProviderError, match=r"trial 12 \(request 1 of the study\) in list"):
+    message = "list has no reply to attempt 0 of trial 12, which is the study's request 1$"
+    with pytest.raises(ProviderError, match=message):
         answer(provider, trial=12, call=1)
 
 
@@ -86,8 +150,15 @@ def test_copies_answer_alike() -> None:
         ("[" * 100_000, "not JSON"),
         ('["first"]', r'expected \{"reply": "\.\.\."\}, got \["first"\]'),
         ('{"text": "first"}', r"expected .* got \{"),
-        ('{"reply": 1}', "expected"),
-        ('{"reply": null}', "expected"),
+        ("{}", "expected"),
+        ('{"reply": 1}', '"reply" must be a text, got 1'),
+        ('{"reply": null}', '"reply" must be a text, got None'),
+        ('{"error": 500}', '"error" must be a text, got 500'),
+        ('{"reply": "first", "problem": null}', '"problem" must be a text, got None'),
+        ('{"reply": "first", "model": ["gemma3"]}', r'"model" must be a text, got \['),
+        ('{"reply": "first", "trial": 7, "attempt": "1"}', "must be a number, got '1'"),
+        ('{"reply": "first", "trial": 7, "attempt": null}', "must be a number, got None"),
+        ('{"reply": "first", "trial": 7.5}', r"must be a trial number, got 7\.5"),
         ('{"reply": "first", "trial": "7"}', "must be a trial number, got '7'"),
         ('{"reply": "first", "trial": null}', "must be a trial number, got None"),
     ],

@@ -168,10 +168,17 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Mean cross entropy in nats and accuracy in [0, 1], one of each a prompt."""
+    """What prompts are worth on a split.
+
+    Attributes:
+        loss: Mean cross entropy of each prompt, in nats.
+        accuracy: Accuracy of each prompt, in [0, 1].
+        predictions: Predicted label indices, of shape ``(P, n)``, on the CPU.
+    """
 
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
+    predictions: Tensor
 
 
 def evaluate(model: TaskModel, prompts: Tensor, head: Head, split: EncodedSplit) -> Metrics:
@@ -179,12 +186,13 @@ def evaluate(model: TaskModel, prompts: Tensor, head: Head, split: EncodedSplit)
     order = sorted(range(len(split)), key=lambda i: split.lengths[i])
     batch_size = model.evaluation_batch_size(len(prompts))
     loss = torch.zeros(len(prompts), dtype=torch.float64)
-    correct = torch.zeros(len(prompts), dtype=torch.float64)
+    predictions = torch.empty(len(prompts), len(split), dtype=torch.long)
     with torch.inference_mode():
         for start in range(0, len(order), batch_size):
-            batch = split.select(order[start : start + batch_size])
+            indices = order[start : start + batch_size]
+            batch = split.select(indices)
             logits = model.logits(prompts, head, batch)  # (P, B, C)
             loss += losses(logits, batch.labels).cpu().double() * len(batch)
-            correct += (logits.argmax(-1) == batch.labels).sum(-1).cpu().double()
-    n = len(split)
-    return Metrics(tuple((loss / n).tolist()), tuple((correct / n).tolist()))
+            predictions[:, indices] = logits.argmax(-1).cpu()
+    accuracy = (predictions == split.labels.cpu()).double().mean(-1)
+    return Metrics(tuple((loss / len(split)).tolist()), tuple(accuracy.tolist()), predictions)

@@ -24,6 +24,8 @@ class Evaluation:
         head: A copy of the head.
         loss: Validation loss in nats.
         accuracy: Validation accuracy in [0, 1].
+        predictions: Predicted label indices of the validation examples, of shape ``(n,)``; None
+            if the stage does not know them.
     """
 
     index: int
@@ -32,6 +34,7 @@ class Evaluation:
     head: Head
     loss: float
     accuracy: float
+    predictions: Tensor | None = None
 
 
 #: Sees each evaluation as it is made; returns whether to stop the stage there.

@@ -130,4 +130,12 @@ def _evaluate(
     prompt = soft().detach().clone()
     frozen_head = {name: rows.detach().clone() for name, rows in head.items()}
     metrics = evaluate(model, prompt.unsqueeze(0), frozen_head, validation)
-    return Evaluation(index, step, prompt, frozen_head, metrics.loss[0], metrics.accuracy[0])
+    return Evaluation(
+        index=index,
+        step=step,
+        prompt=prompt,
+        head=frozen_head,
+        loss=metrics.loss[0],
+        accuracy=metrics.accuracy[0],
+        predictions=metrics.predictions[0],
+    )

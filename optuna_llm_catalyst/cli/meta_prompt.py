@@ -1,0 +1,107 @@
+"""``meta-prompt``: what the LLM would be asked next, from the study alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import replace
+import sys
+
+import optuna
+
+from optuna_llm_catalyst import history
+from optuna_llm_catalyst import PromptSpace
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst.cli import report
+from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.cli.studies import load_study
+from optuna_llm_catalyst.proposers import meta_prompt
+from optuna_llm_catalyst.proposers import ProposalRequest
+from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
+from optuna_llm_catalyst.proposers.sections import Briefing
+from optuna_llm_catalyst.proposers.sections import check_sections
+
+
+_QUESTION = "llm_catalyst:question"
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is needed beside the trials to ask as ``tune`` does.
+
+    Attributes:
+        model: The frozen model, whose tokenizer counts.
+        num_virtual_tokens: Length of the prompts.
+        n_candidates: How many prompts are asked for.
+        top_k: How many of the history are shown.
+        max_tokens: How long the meta-prompt may be; None for no limit.
+        briefing: What else it tells.
+    """
+
+    model: str
+    num_virtual_tokens: int
+    n_candidates: int
+    top_k: int
+    max_tokens: int | None
+    briefing: Briefing
+
+
+def save_question(study: optuna.Study, question: Question) -> None:
+    """Keeps it on the study; written by the process that opens it, never inside a trial."""
+    study.set_user_attr(_QUESTION, asdict(question))
+
+
+def load_question(study: optuna.Study) -> Question:
+    """What the last ``tune`` asks with.
+
+    Raises:
+        UserError: If the study is none of ``tune``.
+    """
+    try:
+        saved = dict(study.user_attrs[_QUESTION])
+        return Question(briefing=Briefing(**saved.pop("briefing")), **saved)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"study {study.study_name!r} does not say how it asks: it was not made by this "
+            "version of tune."
+        ) from error
+
+
+def print_meta_prompt(
+    storage: str, study_name: str, sections: tuple[str, ...], *, as_json: bool
+) -> None:
+    """Prints the meta-prompt to stdout and its length to stderr, or both as JSON."""
+    study = load_study(storage, study_name)
+    question = load_question(study)
+    if sections:
+        try:
+            check_sections(sections)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        question = replace(question, briefing=replace(question.briefing, sections=sections))
+    try:
+        built = meta_prompt.build(
+            _request(study, question), question.briefing, max_tokens=question.max_tokens
+        )
+    except BudgetError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        report.print_json({"meta_prompt": built.text, **built.facts()})
+        return
+    print(report.printable(built.text))
+    limit = "no limit" if built.max_tokens is None else f"of {built.max_tokens} that fit"
+    print(
+        f"{len(built.text)} characters, at most about {built.estimated_tokens} tokens ({limit}); "
+        f"{built.n_points} prompts shown, {built.n_dropped} left out; sections: "
+        f"{', '.join(built.sections)}",
+        file=sys.stderr,
+    )
+
+
+def _request(study: optuna.Study, question: Question) -> ProposalRequest:
+    from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
+
+    space = PromptSpace(load_tokenizer(question.model), question.num_virtual_tokens)
+    number = len(records.all_trials(study))
+    past = history.from_study(study, space, top_k=question.top_k)
+    return ProposalRequest(space, past, question.n_candidates, seed=0, trial_number=number)

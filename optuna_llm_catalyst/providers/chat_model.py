@@ -1,0 +1,213 @@
+"""A Hugging Face chat model and the tokens it writes, without a trace in torch's random numbers.
+
+A training loop in the same process has the numbers that it would have without it: sampling has a
+generator of its own. Gumbel noise is added to the logits and the largest one is taken, which is a
+sample of their distribution, instead of drawing from the generators that all threads share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+import time
+from typing import Any
+from typing import TYPE_CHECKING
+
+from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.exceptions import ProviderError
+
+
+if TYPE_CHECKING:
+    import torch
+
+#: Of the unlikely tokens, of which a large vocabulary has many, none is sampled.
+TOP_K = 40
+TOP_P = 0.9
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote.
+
+    Attributes:
+        text: Without the tokens that end a reply and the like.
+        n_tokens: With them.
+        is_ended: Whether the model came to an end by itself.
+        is_late: Whether the deadline came first.
+    """
+
+    text: str
+    n_tokens: int
+    is_ended: bool
+    is_late: bool
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A model on its device, and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Ids that end a reply: some models name them in the one place, some in the other."""
+        ids = self.model.generation_config.eos_token_id
+        listed = ids if isinstance(ids, list) else [ids]
+        return sorted({i for i in [*listed, self.tokenizer.eos_token_id] if i is not None})
+
+    def encode(self, prompt: str) -> torch.Tensor:
+        """The ids of a prompt as one user's message, of shape (1, tokens)."""
+        inputs = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            enable_thinking=False,  # For the templates that know it.
+            return_dict=True,
+            return_tensors="pt",
+        )
+        ids: torch.Tensor = inputs["input_ids"]
+        return ids
+
+    def write(
+        self, ids: torch.Tensor, *, seed: int, temperature: float, limit: int, deadline: float
+    ) -> Written:
+        """Goes on after a prompt.
+
+        Args:
+            ids: The prompt.
+            seed: The same seed is the same text, on the same device.
+            temperature: 0 takes the likeliest token each time.
+            limit: Most tokens to write.
+            deadline: When to stop, by ``time.monotonic``.
+        """
+        import torch
+        from transformers import LogitsProcessorList
+        from transformers import StoppingCriteriaList
+
+        if time.monotonic() >= deadline:
+            return Written("", 0, is_ended=False, is_late=True)
+        stop = _Deadline(deadline)
+        ids = ids.to(self.model.device)
+        with torch.inference_mode():
+            output = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=self._config(limit),
+                logits_processor=LogitsProcessorList(
+                    [_Sampling(seed, temperature)] if temperature else []
+                ),
+                stopping_criteria=StoppingCriteriaList([stop]),
+            )
+        new: list[int] = output[0, ids.shape[1] :].tolist()
+        text = self.tokenizer.decode(new, skip_special_tokens=True)
+        is_ended = bool(new) and new[-1] in self.end_ids
+        return Written(text, len(new), is_ended, stop.is_late)
+
+    def _config(self, limit: int) -> Any:
+        from transformers import GenerationConfig
+
+        padding = self.tokenizer.pad_token_id
+        return GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self.end_ids or None,
+            pad_token_id=next(iter(self.end_ids), None) if padding is None else padding,
+        )
+
+
+def load_chat_model(name: str, *, device: str, dtype: str, **source: Any) -> ChatModel:
+    """Loads a model, frozen.
+
+    Args:
+        name: A folder, or a name at the hub.
+        device: A torch device, or ``"auto"``.
+        dtype: Name of a torch dtype, or ``"auto"``.
+        source: Where ``from_pretrained`` may look.
+
+    Raises:
+        ProviderError: If it cannot be loaded, or is not one to chat with.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers import AutoTokenizer
+
+    try:
+        # Weights that a checkpoint lacks are drawn at random.
+        with torch.random.fork_rng(devices=[]), _without_progress_bars():
+            tokenizer = AutoTokenizer.from_pretrained(name, **source)
+            model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **source)
+        model.to(_best_device() if device == "auto" else device)
+    except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
+        raise ProviderError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ProviderError(f"model {name!r} has no chat template: take a chat (instruct) model")
+    model.eval().requires_grad_(False)
+    return ChatModel(model, tokenizer)
+
+
+class _Sampling:
+    """Turns logits so that the largest of them is a sample: a processor for ``generate``."""
+
+    def __init__(self, seed: int, temperature: float) -> None:
+        import torch
+        from transformers import TemperatureLogitsWarper
+        from transformers import TopKLogitsWarper
+        from transformers import TopPLogitsWarper
+
+        # On the CPU: the same seed is the same noise on every device.
+        self._generator = torch.Generator().manual_seed(seed)
+        self._warpers = (
+            TemperatureLogitsWarper(float(temperature)),
+            TopKLogitsWarper(TOP_K),
+            TopPLogitsWarper(TOP_P),
+        )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        for warper in self._warpers:
+            scores = warper(input_ids, scores)
+        waits = torch.empty(scores.shape).exponential_(generator=self._generator)
+        # Minus the logarithm of exponential noise is Gumbel noise; it shall not be infinite, as
+        # tokens that are ruled out are so by an infinity.
+        noise = -waits.clamp_min(torch.finfo(waits.dtype).tiny).log()
+        return scores + noise.to(scores.device)
+
+
+class _Deadline:
+    """Ends a generation when the time is up: a stopping criterion for ``generate``."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self.is_late = False
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
+    ) -> torch.Tensor:
+        import torch
+
+        self.is_late = time.monotonic() >= self._deadline
+        return torch.full((len(input_ids),), self.is_late, device=input_ids.device)
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shows_progress = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows_progress:
+            logging.enable_progress_bar()

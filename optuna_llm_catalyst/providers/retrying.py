@@ -1,0 +1,73 @@
+"""Transport retries: the same request again, when the way to the LLM failed and not its reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+import random
+import time
+
+import tenacity
+
+from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers.base import Completion
+from optuna_llm_catalyst.providers.base import CompletionRequest
+from optuna_llm_catalyst.providers.base import Provider
+
+
+def complete(
+    provider: Provider, request: CompletionRequest, *, max_tries: int, backoff: float
+) -> tuple[Completion, int]:
+    """Asks until there is an answer, an error that stays, or no time left.
+
+    Args:
+        provider: The LLM.
+        request: What it is asked; its ``timeout`` is for all tries and pauses together.
+        max_tries: How often it is asked at most.
+        backoff: Seconds before the second try; doubled before each further one, with jitter.
+
+    Returns:
+        The completion, and how many tries it took.
+
+    Raises:
+        ProviderError: The last one.
+    """
+    deadline = time.monotonic() + request.timeout
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_transient),
+        stop=tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(request.timeout),
+        wait=_backoff(backoff, request.seed),
+        reraise=True,
+    )
+    n_tries = 0
+
+    def once() -> Completion:
+        nonlocal n_tries
+        n_tries += 1
+        left = max(deadline - time.monotonic(), 0.0)
+        return provider.complete(replace(request, timeout=left))
+
+    try:
+        return retrying(once), n_tries
+    except ProviderError as error:
+        if n_tries == 1:
+            raise
+        raise ProviderError(f"{error} (tried {n_tries} times)") from error
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, ProviderError) and error.transient
+
+
+def _backoff(first: float, seed: int) -> Callable[[tenacity.RetryCallState], float]:
+    """Pauses that double, each between half and all of it.
+
+    Workers that failed together shall not come back together. The jitter has a generator of its
+    own: a training loop's random numbers do not depend on whether a server stumbled.
+    """
+    rng = random.Random(seed)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        return float(first * 2 ** (state.attempt_number - 1) * rng.uniform(0.5, 1.0))
+
+    return wait

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+import threading
+import time
+
+import pytest
+
+from optuna_llm_catalyst.providers import deadline
+from optuna_llm_catalyst.providers.deadline import run_within
+from tests.toy_stage import run_python
+
+
+async def answer() -> int:
+    await asyncio.sleep(0)
+    return 42
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(2)
+        assert not thread.is_alive(), thread
+
+
+def test_what_is_done_in_time_gives_its_result() -> None:
+    assert run_within(5, answer) == 42
+
+
+@pytest.mark.parametrize("error", [ValueError("boom"), KeyError("x"), OSError(5, "disk")])
+def test_what_fails_in_time_raises_its_own_error(error: Exception) -> None:
+    async def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        run_within(5, fail)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.0, -3.0])
+def test_what_takes_longer_is_ended(seconds: float) -> None:
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match=rf"not done within {seconds:g} seconds"):
+        run_within(seconds, for_ever)
+    assert max(seconds, 0) <= time.monotonic() - started < max(seconds, 0) + 1
+
+
+def test_what_is_ended_cleans_up_first() -> None:
+    cleaned = threading.Event()
+
+    async def work() -> None:
+        try:
+            await for_ever()
+        finally:
+            await asyncio.sleep(0.05)
+            cleaned.set()
+
+    with pytest.raises(TimeoutError):
+        run_within(0.1, work)
+    assert cleaned.is_set()
+
+
+def test_what_cannot_be_ended_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deadline, "_GRACE_S", 0.1)
+    release = threading.Event()
+
+    async def blocking() -> None:
+        release.wait(10)
+
+    async def in_a_thread() -> None:  # As the look-up of a host's name is.
+        await asyncio.get_running_loop().run_in_executor(None, release.wait, 10)
+
+    async def stubborn() -> None:
+        while not release.is_set():
+            try:
+                await asyncio.sleep(0.02)
+            except asyncio.CancelledError:
+                pass
+
+    try:
+        for work in (blocking, in_a_thread, stubborn):
+            started = time.monotonic()
+            with pytest.raises(TimeoutError):
+                run_within(0.1, work)
+            assert time.monotonic() - started < 1
+    finally:
+        release.set()
+
+
+def test_it_works_where_an_event_loop_is_running() -> None:
+    async def cell() -> int:
+        return run_within(5, answer)
+
+    assert asyncio.run(cell()) == 42
+
+
+def test_what_is_left_to_itself_does_not_keep_a_process_alive() -> None:
+    code = (
+        "import time; from optuna_llm_catalyst.providers import deadline\n"
+        "deadline._GRACE_S = 0.0\n"
+        "async def work(): time.sleep(60)\n"
+        "try: deadline.run_within(0.1, work)\n"
+        "except TimeoutError: print('late')"
+    )
+    started = time.monotonic()
+    assert run_python(code) == "late\n"
+    assert time.monotonic() - started < 30
