@@ -49,6 +49,13 @@ from optuna_llm_catalyst.providers import Provider
 
 
 WITHOUT_LLM = ("random", "mutation")
+#: What the LLM is told of tasks whose card says nothing.
+DESCRIPTIONS = {
+    "ag_news": "Sort news by their topic.",
+    "sst2": "Tell whether a sentence from a film review is positive or negative.",
+    "subj": "Tell whether a sentence about a film is an opinion or tells its plot.",
+    "trec": "Sort questions by the kind of answer they ask for.",
+}
 MEASURES = {
     "chosen": "test accuracy of the stage chosen by validation loss",
     "restarts": "mean test accuracy of all stages after the first ones",
@@ -101,7 +108,7 @@ def make_sampler(
         shown = {example.label: example.text for example in reversed(task.train)}
         proposer = LLMProposer(
             provider,
-            task.description,
+            task.description or DESCRIPTIONS.get(task.name, f"Classify texts ({task.name})."),
             labels=task.labels,
             examples=[(text, task.labels[label]) for label, text in sorted(shown.items())]
             if args.share_examples

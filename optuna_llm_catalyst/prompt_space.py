@@ -246,6 +246,18 @@ class PromptSpace:
         ids = tuple(int(i) for i in token_ids)
         return RestartPrompt(self._decode(ids), ids)
 
+    def n_used(self, token_ids: Sequence[int]) -> int:
+        """Tokens before the padding at the end."""
+        n = len(token_ids)
+        while n > 0 and token_ids[n - 1] == self.padding_id:
+            n -= 1
+        return n
+
+    def without_padding(self, prompt: RestartPrompt) -> str:
+        """A prompt's text without the padding at its end, if there is anything else."""
+        n = self.n_used(prompt.token_ids)
+        return self._decode(prompt.token_ids[:n]) if 0 < n < len(prompt.token_ids) else prompt.text
+
     def to_params(self, prompt: RestartPrompt) -> dict[str, int]:
         """The prompt as values of this space's parameters."""
         return dict(zip(self.param_names, prompt.token_ids, strict=True))

@@ -13,7 +13,6 @@ from statistics import mean
 
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import Outcome
-from optuna_llm_catalyst.history import TokenIds
 from optuna_llm_catalyst.prompt_space import PromptSpace
 
 
@@ -50,7 +49,7 @@ def replacements(outcomes: Sequence[Outcome], space: PromptSpace, name: str) -> 
             found[before, after] = new.value - old.value
     ranked = sorted(found.items(), key=lambda item: -abs(item[1]))[:_MAX_REPLACEMENTS]
     return [
-        f'replacing "{old}" by "{new}" in one prompt: {name} {change:+.3f}'
+        f'replacing "{old}" by "{new}" changed the {name} by {change:+.3f}'
         for (old, new), change in ranked
     ]
 
@@ -66,15 +65,15 @@ def words(outcomes: Sequence[Outcome], space: PromptSpace, name: str) -> list[st
             found.append((mean(having) - mean(lacking), token_id, len(having), len(lacking)))
     ranked = sorted(found, key=lambda row: (-abs(row[0]), row[1]))[:_MAX_WORDS]
     return [
-        f'prompts with "{space.whole_words[token_id]}" ended at a {name} {change:+.3f} from those '
-        f"without, on average ({n_having} with, {n_lacking} without)"
+        f'prompts with "{space.whole_words[token_id]}": {name} {change:+.3f} on average against '
+        f"those without it ({n_having} with, {n_lacking} without)"
         for change, token_id, n_having, n_lacking in ranked
     ]
 
 
 def length(outcomes: Sequence[Outcome], space: PromptSpace, name: str) -> list[str]:
     """Whether prompts that fill more of the virtual tokens ended better or worse."""
-    sizes = [_n_used(outcome.token_ids, space) for outcome in outcomes]
+    sizes = [space.n_used(outcome.token_ids) for outcome in outcomes]
     if not sizes:
         return []
     middle = (min(sizes) + max(sizes)) / 2
@@ -99,11 +98,3 @@ def standstill(history: History) -> list[str]:
         return ["the last restart is the best so far"]
     restarts = "restart" if since == 1 else f"{since} restarts"
     return [f"the last {restarts} did not beat the best"]
-
-
-def _n_used(token_ids: TokenIds, space: PromptSpace) -> int:
-    """Tokens before the padding at the end."""
-    n = len(token_ids)
-    while n > 0 and token_ids[n - 1] == space.padding_id:
-        n -= 1
-    return n

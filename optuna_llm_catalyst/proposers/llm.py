@@ -144,7 +144,8 @@ class LLMProposer:
             try:
                 verdict = self._ask(completion_request, request, asks)
             except Exception as error:  # Providers of third parties raise whatever.
-                message = records.clip(str(error), _MAX_ERROR)
+                # A server may have written it: it goes to logs and terminals.
+                message = records.clip(reply.one_line(str(error)), _MAX_ERROR)
                 problem = f"{type(error).__name__}: {message}"
                 asks.append({"seed": completion_request.seed, "error": message})
                 verdict = replace(verdict, problem=problem)

@@ -47,19 +47,29 @@ def parse(reply: str) -> list[str]:
     """
     if len(reply) > MAX_REPLY:
         raise InvalidReplyError(f"the reply has {len(reply)} characters, over {MAX_REPLY}")
-    text = _without_thinking(reply).strip()
-    if not text:
-        thought = " after its thinking" if reply.strip() else ""
-        raise InvalidReplyError(f"the reply is empty{thought}")
-    prompts = _find_prompts(text)
+    prompts = _whole_reply(reply)
+    if prompts is None:
+        text = _without_thinking(reply).strip()
+        if not text:
+            thought = " after its thinking" if reply.strip() else ""
+            raise InvalidReplyError(f"the reply is empty{thought}")
+        prompts = _find_prompts(text)
     if not isinstance(prompts, list) or not all(isinstance(item, str) for item in prompts):
         raise InvalidReplyError(
             f'the reply has no object {{"prompts": [strings]}}: {reply[:120]!r}'
         )
-    cleaned = dict.fromkeys(filter(None, map(_clean, prompts)))
+    cleaned = dict.fromkeys(filter(None, (one_line(prompt[:MAX_PROMPT]) for prompt in prompts)))
     if not cleaned:
         raise InvalidReplyError("the reply's list of prompts is empty")
     return list(cleaned)
+
+
+def _whole_reply(reply: str) -> Any:
+    """The value of ``prompts`` if the reply is one JSON object: tags in its texts are text."""
+    try:
+        return _prompts_of(json.loads(reply))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _without_thinking(reply: str) -> str:
@@ -84,17 +94,22 @@ def _find_prompts(text: str) -> Any:
             value, _ = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and "prompts" in value and not _is_echo(value["prompts"]):
-            return value["prompts"]
+        prompts = _prompts_of(value)
+        if prompts is not None:
+            return prompts
     return None
 
 
-def _is_echo(prompts: Any) -> bool:
-    """Whether this is only the form of the answer, `["...", "..."]`, said back to us."""
-    return isinstance(prompts, list) and prompts != [] and all(p == "..." for p in prompts)
+def _prompts_of(value: Any) -> Any:
+    """What a JSON value has under ``prompts``; None if nothing.
+
+    The form of the answer, ``["...", "..."]``, said back to us is nothing.
+    """
+    prompts = value.get("prompts") if isinstance(value, dict) else None
+    is_echo = isinstance(prompts, list) and prompts != [] and all(p == "..." for p in prompts)
+    return None if is_echo else prompts
 
 
-def _clean(prompt: str) -> str:
-    """One line without control characters, at most ``MAX_PROMPT`` characters."""
-    printable = "".join(c if c.isprintable() else " " for c in prompt[:MAX_PROMPT])
-    return " ".join(printable.split())
+def one_line(text: str) -> str:
+    """The text on one line, without control characters and double blanks."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

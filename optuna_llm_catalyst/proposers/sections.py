@@ -12,8 +12,10 @@ import json
 import math
 
 from optuna_llm_catalyst.history import HistoryPoint
+from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import directions
 from optuna_llm_catalyst.proposers.base import ProposalRequest
+from optuna_llm_catalyst.proposers.reply import one_line
 
 
 _MAX_EXAMPLE = 200
@@ -44,7 +46,7 @@ class Briefing:
 
 def task(request: ProposalRequest, briefing: Briefing) -> str:
     described = briefing.task_description.strip() or "(not described)"
-    names = ", ".join(map(_inline, briefing.labels))
+    names = ", ".join(map(one_line, briefing.labels))
     labels = f" The labels are: {names}." if names else ""
     return (
         "You plan restarts for prompt tuning. A short prompt starts a round of gradient descent "
@@ -56,21 +58,21 @@ def task(request: ProposalRequest, briefing: Briefing) -> str:
 
 def examples(request: ProposalRequest, briefing: Briefing) -> str:
     """Texts of the task; there are none unless the user shares them."""
-    lines = [f"- {_quoted(_cut(text))} → {_inline(label)}" for text, label in briefing.examples]
+    lines = [f"- {_quoted(_cut(text))} → {one_line(label)}" for text, label in briefing.examples]
     return _titled("Examples of the task:", lines)
 
 
 def mistakes(request: ProposalRequest, briefing: Briefing) -> str:
     """What the best stage gets wrong."""
-    best = next((p for p in request.history.points if p.kind == "stage"), None)
+    best = next(iter(_stages(request)), None)
     if best is None or best.mistakes is None:
         return ""
     lines = [
-        f"- {_inline(c.label)} taken for {_inline(c.predicted)}: {c.count} of {c.total}"
+        f"- {one_line(c.label)} taken for {one_line(c.predicted)}: {c.count} of {c.total}"
         for c in best.mistakes.confusions[:_MAX_CONFUSIONS]
     ]
     lines += [
-        f"- {_quoted(_cut(t.text))} is {_inline(t.label)}, taken for {_inline(t.predicted)}"
+        f"- {_quoted(_cut(t.text))} is {one_line(t.label)}, taken for {one_line(t.predicted)}"
         for t in best.mistakes.texts
     ]
     return _titled("What the best prompt still gets wrong after training:", lines)
@@ -91,7 +93,7 @@ def signals(request: ProposalRequest, briefing: Briefing) -> str:
         parts = [f"moved towards {', '.join(drift)}"] if drift else []
         parts += [f"swaps that helped: {', '.join(swaps)}"] if swaps else []
         if parts:
-            lines.append(f"- {_quoted(point.prompt.text)}: {'; '.join(parts)}")
+            lines.append(f"- {_shown(point.prompt, request)}: {'; '.join(parts)}")
     title = "Where training moved the best prompts (single words, not wordings to copy):"
     return _titled(title, lines)
 
@@ -105,19 +107,27 @@ def direction_facts(request: ProposalRequest, briefing: Briefing) -> str:
 def ranked_prompts(request: ProposalRequest, briefing: Briefing) -> str:
     """The best prompts, worst first and best last: where a model reads them best, and where an
     over-long prompt is cut last (the paper's order; arXiv 2405.19732)."""
-    points = request.history.points
-    if not points:
-        return "No prompt has been tried yet."
-    better = "lower" if request.history.minimize else "higher"
-    return _titled(
-        f"Prompts tried so far, worst first, best last ({better} is better):",
-        [_line(point, request.history.minimize) for point in reversed(points)],
+    past = request.history
+    if not past.points:
+        return "No prompt has been tried yet." if not past.n_finished else "No value is known yet."
+    better = f"worst first, best last ({'lower' if past.minimize else 'higher'} is better):"
+    lines = {
+        trained: [
+            _line(point, request) for point in reversed(past.points) if _is_stage(point) is trained
+        ]
+        for trained in (False, True)
+    }
+    # A value after training and one without cannot be compared.
+    blocks = (
+        _titled(f"Prompts that were not trained, {better}", lines[False]),
+        _titled(f"Prompts tried so far, {better}", lines[True]),
     )
+    return "\n\n".join(filter(None, blocks))
 
 
 def in_flight(request: ProposalRequest, briefing: Briefing) -> str:
     """What parallel trials try now."""
-    lines = [f"- {_quoted(prompt.text)}" for prompt in request.history.in_flight]
+    lines = [f"- {_shown(prompt, request)}" for prompt in request.history.in_flight]
     return _titled("Being tried right now by other workers, do not repeat:", lines)
 
 
@@ -129,13 +139,13 @@ def pools(request: ProposalRequest, briefing: Briefing) -> str:
         return ""
     n_refining, limit = n_refined(request), edit_budget(request, briefing)
     lines = [
-        f"- The first {n_refining} refine the best prompt, {_quoted(stages[0].prompt.text)}: "
-        f"change at most {limit} of its words."
+        f"- The first {n_refining} should refine the best prompt, "
+        f"{_shown(stages[0].prompt, request)}: change at most {limit} of its words."
     ]
     if n_refining < request.n_candidates:
         lines.append(
-            f"- The other {request.n_candidates - n_refining} explore: start from other ideas "
-            "than every prompt above."
+            f"- The other {request.n_candidates - n_refining} should explore: start from other "
+            "ideas than the prompts above."
         )
     return _titled("How far to go:", lines)
 
@@ -143,8 +153,9 @@ def pools(request: ProposalRequest, briefing: Briefing) -> str:
 def wanted(request: ProposalRequest, briefing: Briefing) -> str:
     """How many prompts of how many tokens, and the form of the answer."""
     length = request.space.num_virtual_tokens
+    prompts = "prompt" if request.n_candidates == 1 else "prompts"
     return (
-        f"Write {request.n_candidates} new prompts. Each is cut at {length} tokens of the "
+        f"Write {request.n_candidates} new {prompts}. Each is cut at {length} tokens of the "
         f"model's own tokenizer, where a common word is one token and a rare one several, so use "
         f"at most {length} short words. They must differ from each "
         "other and from every prompt above. Keep what the good ones share, and try wordings that "
@@ -200,7 +211,11 @@ def edit_budget(request: ProposalRequest, briefing: Briefing) -> int:
 
 def _stages(request: ProposalRequest) -> list[HistoryPoint]:
     """The points that were trained, best first."""
-    return [point for point in request.history.points if point.kind == "stage"]
+    return [point for point in request.history.points if _is_stage(point)]
+
+
+def _is_stage(point: HistoryPoint) -> bool:
+    return point.kind == "stage"
 
 
 def _name(minimize: bool) -> str:
@@ -211,27 +226,27 @@ def _titled(title: str, lines: Sequence[str]) -> str:
     return "\n".join([title, *lines]) if lines else ""
 
 
-def _line(point: HistoryPoint, minimize: bool) -> str:
-    name = _name(minimize)
+def _line(point: HistoryPoint, request: ProposalRequest) -> str:
+    name = _name(request.history.minimize)
     parts = [f"{name} {_arrow(point.before, point.value)}"]
-    if point.kind != "stage":
+    if not _is_stage(point):
         parts = [f"{name} {point.value:.3f} without training"]
     if point.accuracy is not None:
         parts.append(f"accuracy {_arrow(point.accuracy_before, point.accuracy)}")
     if point.pruned:
         parts.append("stopped early")
-    return f"- {_quoted(point.prompt.text)}: " + ", ".join(parts)
+    return f"- {_shown(point.prompt, request)}: " + ", ".join(parts)
+
+
+def _shown(prompt: RestartPrompt, request: ProposalRequest) -> str:
+    """A prompt as it may be written again: padding is no word to copy."""
+    return _quoted(request.space.without_padding(prompt))
 
 
 def _quoted(text: str) -> str:
     """One line between quotation marks, whatever tokens or texts it is made of."""
     quoted = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
-
-
-def _inline(label: str) -> str:
-    """A label as a word of a sentence, on the sentence's line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in label).split())
 
 
 def _cut(text: str) -> str:

@@ -184,13 +184,17 @@ class OllamaProvider:
         """
         facts: dict[str, Any] = {"digest": None, "context_length": None}
 
-        async def ask(client: ollama.AsyncClient) -> None:
-            facts["digest"] = (await _digests(client)).get(_tagged(self.model))
+        async def ask_context(client: ollama.AsyncClient) -> None:
             loaded = {m.model: m.context_length for m in (await client.ps()).models}
             facts["context_length"] = loaded.get(_tagged(self.model))
 
-        with suppress(ProviderError):
-            self._connection.run(ask, min(seconds, _METADATA_TIMEOUT_S))
+        async def ask_digest(client: ollama.AsyncClient) -> None:
+            facts["digest"] = (await _digests(client)).get(_tagged(self.model))
+
+        deadline = time.monotonic() + min(seconds, _METADATA_TIMEOUT_S)
+        for question in (ask_context, ask_digest):
+            with suppress(ProviderError):
+                self._connection.run(question, deadline - time.monotonic())
         return facts
 
     def _problem(self, response: ollama.ChatResponse, text: str) -> str:

@@ -272,7 +272,7 @@ def test_the_llm_of_the_openai_kind_needs_its_url(tune: Cli) -> None:
 
 def test_a_server_of_the_openai_kind_proposes(tune: Cli) -> None:
     with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
-        options = ("--llm", f"openai:{served.models[0]}", "--llm-url", f"{served.url}/v1")
+        options = ("--llm", f"openai:{served.models[0]}", "--llm-url", served.url)
         result = tune("--stages", 4, *options, "--json")
     assert result.code == 0, result.err
     assert result.json["stages"][3]["prompt"] == "wolf bread saw"

@@ -61,7 +61,7 @@ def test_it_says_how_many_prompts_of_what_length_are_wanted(
 ) -> None:
     request = request_of(word_space(length), n_candidates=n_candidates)
     text = text_of(request)
-    assert f"Write {n_candidates} new prompts" in text
+    assert f"Write {n_candidates} new prompt{'s' if n_candidates > 1 else ''}." in text
     assert f"at most {length} short words" in text
     assert TASK in text
     assert '{"prompts": [' in text

@@ -116,11 +116,17 @@ def test_the_prompts_are_found_in(text: str) -> None:
     assert reply.parse(text) == ["calm answer", "quick topic"]
 
 
+def test_tags_within_the_texts_of_a_whole_reply_are_text() -> None:
+    prompts = ["calm </think> answer", "<think> quick"]
+    assert reply.parse(json.dumps({"prompts": prompts})) == prompts
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "the reply is empty"),
         (" \n ", "the reply is empty"),
+        ('{"prompts": ["...", "..."]}', "has no object"),
         ("<think>forever</think>", "the reply is empty after its thinking"),
         (f"<think>{GOOD}</think>\n", "the reply is empty after its thinking"),
         (f"{GOOD}<think>Was that right?</think>", "the reply is empty after its thinking"),

@@ -322,7 +322,7 @@ def test_the_pools_add_up_to_the_candidates(n_candidates: int, n_finished: int) 
     assert sum(numbers) == n_candidates
     assert numbers[0] == n_refined(request) >= 1
     assert 0 <= numbers[0] - sum(numbers[1:]) <= 1
-    assert '"calm answer quick a a"' in lines[0]
+    assert '"calm answer quick"' in lines[0]  # Without its padding.
     assert f"at most {edit_budget(request, briefing)} " in lines[0]
 
 
@@ -374,3 +374,24 @@ def test_the_space_of_any_tokenizer_will_do() -> None:
     space = PromptSpace(Letters(), 4)
     history = history_of(space, [("abcd", 0.5), ("abce", 0.25)])
     assert '"abcd"' in text_of(ALL_SECTIONS, request_of(space, history), Briefing())
+
+
+def test_prompts_that_were_not_trained_stand_apart_from_those_that_were() -> None:
+    history = full_history(SPACE, 2)
+    candidate = HistoryPoint(SPACE.from_text("silver river"), "candidate", 0, 0.001)
+    points = (*history.points, candidate)
+    text = sections.ranked_prompts(request_of(SPACE, replace(history, points=points)), Briefing())
+    apart, trained = text.split("\n\n")
+    assert apart.startswith("Prompts that were not trained, worst first, best last")
+    assert '- "silver river": loss 0.001 without training' in apart
+    assert trained.startswith("Prompts tried so far, worst first, best last")
+    assert trained.count("\n") == 2 and "silver river" not in trained
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("calm", "calm"), ("calm a answer", "calm a answer"), ("a a a", "a a a")]
+)
+def test_padding_is_no_word_to_copy(text: str, shown: str) -> None:
+    point = HistoryPoint(SPACE.from_text(text), "stage", 0, 0.5)
+    request = request_of(SPACE, History(points=(point,)))
+    assert f'- "{shown}": loss 0.500' in sections.ranked_prompts(request, Briefing())
