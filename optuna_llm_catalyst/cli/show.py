@@ -84,6 +84,11 @@ def _proposal_lines(proposal: dict[str, Any]) -> list[str]:
         ]
     for ask in proposal.get("asks", ()):
         lines += _ask_lines(ask)
+    if "edits" in proposal:
+        lines.append(
+            f"Words changed from the best prompt: {proposal['edits']}, refining ones should "
+            f"change at most {proposal['edit_budget']}; beyond it: {proposal['over_budget']}"
+        )
     if proposal.get("failure"):
         lines.append(f"The proposal failed, a mutation took its place: {proposal['failure']}")
     if proposal.get("breaker"):

@@ -20,6 +20,7 @@ from optuna_llm_catalyst.proposers.base import Proposal
 from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
+from optuna_llm_catalyst.proposers.pools import edit_record
 from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
@@ -157,7 +158,10 @@ class LLMProposer:
         prompts = verdict.usable + verdict.too_long or too_long
         if not prompts:
             raise ProposalError(verdict.problem, details)
-        return Proposal(prompts[: request.n_candidates], "llm", details)
+        prompts = prompts[: request.n_candidates]
+        if "pools" in asked.sections:
+            details |= edit_record(request, self.briefing.edit_horizon, prompts)
+        return Proposal(prompts, "llm", details)
 
     def _ask(
         self,

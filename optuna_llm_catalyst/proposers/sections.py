@@ -9,12 +9,13 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 import json
-import math
 
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import directions
 from optuna_llm_catalyst.proposers.base import ProposalRequest
+from optuna_llm_catalyst.proposers.pools import edit_budget
+from optuna_llm_catalyst.proposers.pools import n_refined
 from optuna_llm_catalyst.proposers.reply import one_line
 
 
@@ -137,7 +138,7 @@ def pools(request: ProposalRequest, briefing: Briefing) -> str:
     stages = _stages(request)
     if not stages:
         return ""
-    n_refining, limit = n_refined(request), edit_budget(request, briefing)
+    n_refining, limit = n_refined(request), edit_budget(request, briefing.edit_horizon)
     lines = [
         f"- The first {n_refining} should refine the best prompt, "
         f"{_shown(stages[0].prompt, request)}: change at most {limit} of its words."
@@ -190,23 +191,6 @@ def check_sections(names: Sequence[str]) -> None:
         raise ValueError(
             f"`sections` must be a list of names among {', '.join(SECTIONS)}, got {names!r}."
         )
-
-
-def n_refined(request: ProposalRequest) -> int:
-    """How many of the candidates refine the best: half of them, at least one."""
-    return (request.n_candidates + 1) // 2
-
-
-def edit_budget(request: ProposalRequest, briefing: Briefing) -> int:
-    """Words of the best prompt that a refining candidate may change.
-
-    Shrinks from all to a fifth of them by a cosine (GPO, arXiv 2402.17564), over
-    ``edit_horizon`` stages: ``int(final + (init - final) (1 + cos(π t / T)) / 2)``.
-    """
-    init = request.space.num_virtual_tokens
-    final = max(1, init // 5)
-    progress = min(request.history.n_finished / briefing.edit_horizon, 1.0)
-    return int(final + (init - final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def _stages(request: ProposalRequest) -> list[HistoryPoint]:

@@ -25,11 +25,11 @@ from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import sections
+from optuna_llm_catalyst.proposers.pools import edit_budget
+from optuna_llm_catalyst.proposers.pools import n_refined
 from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
-from optuna_llm_catalyst.proposers.sections import edit_budget
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
-from optuna_llm_catalyst.proposers.sections import n_refined
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from tests.proposers.requests import ALL_SECTIONS
 from tests.proposers.requests import FULL_BRIEFING
@@ -290,7 +290,7 @@ def at(n_finished: int, length: int, n_candidates: int = 4) -> ProposalRequest:
 @given(length=st.integers(1, 60), horizon=st.integers(1, 60), t=st.integers(0, 200))
 def test_the_edit_budget_is_that_of_gpo(length: int, horizon: int, t: int) -> None:
     init, final = length, max(1, length // 5)
-    budget = edit_budget(at(t, length), Briefing(edit_horizon=horizon))
+    budget = edit_budget(at(t, length), horizon)
     if t <= horizon:
         cosine = 1 + math.cos(math.pi * t / horizon)
         assert budget == int(final + (init - final) * 0.5 * cosine)
@@ -306,8 +306,7 @@ def test_the_edit_budget_is_that_of_gpo(length: int, horizon: int, t: int) -> No
 def test_the_edit_budget_shrinks_from_all_words_to_a_fifth(
     length: int, least: int, horizon: int
 ) -> None:
-    briefing = Briefing(edit_horizon=horizon)
-    budgets = [edit_budget(at(t, length), briefing) for t in range(3 * horizon)]
+    budgets = [edit_budget(at(t, length), horizon) for t in range(3 * horizon)]
     assert budgets[0] == length
     assert budgets == sorted(budgets, reverse=True)
     assert set(budgets[horizon:]) == {least}
@@ -323,7 +322,7 @@ def test_the_pools_add_up_to_the_candidates(n_candidates: int, n_finished: int) 
     assert numbers[0] == n_refined(request) >= 1
     assert 0 <= numbers[0] - sum(numbers[1:]) <= 1
     assert '"calm answer quick"' in lines[0]  # Without its padding.
-    assert f"at most {edit_budget(request, briefing)} " in lines[0]
+    assert f"at most {edit_budget(request, briefing.edit_horizon)} " in lines[0]
 
 
 def is_int(word: str) -> bool:
