@@ -1,8 +1,9 @@
 """What is each section of the meta-prompt worth? Paired runs over tasks and seeds.
 
-Run: ``python benchmarks/ablation.py DATA... --llm ollama:gemma3:4b --record replies/``. For each
-task and seed all arms have the same first stages, from the same random words, the same number of
-stages and steps, and the same screening; they differ in where the other stages start:
+Run: ``python benchmarks/ablation.py DATA... --arms random none ranked all --llm ollama:gemma3:4b
+--record replies/``; without ``--arms``, those that need no LLM. For each task and seed all arms
+have the same first stages, from the same random words, the same number of stages and steps, and
+the same screening; they differ in where the other stages start:
 
 * ``random``: random whole words, ``mutation``: mutations of what worked; no LLM,
 * ``ranked``: the LLM, with the sections that are the default (ranked history),
@@ -225,7 +226,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--record", type=Path, help="folder for the LLM's replies")
     parser.add_argument("--out", type=Path, help="JSONL file, one line a run")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.stages <= args.startup:
+        parser.error("--stages must be above --startup: the others are what is compared")
+    for arm in args.arms:
+        if arm not in WITHOUT_LLM:
+            sections_of(arm)  # Raises for a name that is none.
+    return args
 
 
 def main() -> None:

@@ -52,6 +52,11 @@ class CheckpointError(CatalystError, ValueError):
     """A trained soft prompt cannot be loaded."""
 
 
+def one_line(text: str) -> str:
+    """The text on one line, without control characters and double blanks."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

@@ -140,7 +140,7 @@ def from_study(
     asks: list[Ask] = []
     for trial in records.all_trials(study):
         if records.was_asked(trial) and trial.number != exclude:
-            asks.append(Ask(trial.number, _succeeded(trial)))
+            asks.append(Ask(trial.number, records.answer_succeeded(trial)))
         if trial.state in _FINISHED:
             last = trial
             try:
@@ -173,12 +173,6 @@ def from_study(
         asks=tuple(asks),
         minimize=minimize,
     )
-
-
-def _succeeded(trial: FrozenTrial) -> bool | None:
-    """Whether the proposer that a trial asked gave its prompt."""
-    origin = trial.user_attrs.get("origin")
-    return None if origin is None else origin != "mutation"
 
 
 def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozenset[TokenIds]:

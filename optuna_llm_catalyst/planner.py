@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -195,6 +196,7 @@ class RestartPlanner:
             n_tried = len(answer.proposal.prompts)
             record["failure"] = f"all {n_tried} candidates were tried before"
         failed = record["failure"] is not None
+        records.mark_answered(study, trial, succeeded=not failed)
         record["breaker"] = breaker.transition(request.history.asks, failed=failed)
         _warn(trial.number, record["failure"], record["breaker"])
         if fresh:
@@ -207,11 +209,10 @@ class RestartPlanner:
         started = time.perf_counter()
         failure = None
         try:
-            proposal = self._proposer.propose(request)
-            for prompt in proposal.prompts:
-                request.space.from_token_ids(prompt.token_ids)  # Raises for one of another space.
+            proposal = _checked(self._proposer.propose(request), request.space)
         except ProposalError as error:
-            proposal, failure = Proposal((), "", error.details), str(error)
+            details = error.details if isinstance(error.details, Mapping) else {}
+            proposal, failure = Proposal((), "", details), str(error)
         except Exception as error:  # A study must outlive whatever a third-party proposer raises.
             _logger.debug("The proposer raised.", exc_info=True)
             details = {"proposer": type(self._proposer).__name__}
@@ -297,6 +298,19 @@ def _rank(score: float | None, past: history.History) -> float:
     if score is None:
         return math.inf
     return score if past.minimize else -score
+
+
+def _checked(proposal: Proposal, space: PromptSpace) -> Proposal:
+    """The proposal in plain types; raises for prompts of another space."""
+    prompts = tuple(
+        replace(
+            space.from_token_ids(prompt.token_ids),
+            n_truncated=prompt.n_truncated,
+            n_padding=prompt.n_padding,
+        )
+        for prompt in proposal.prompts
+    )
+    return Proposal(prompts, str(proposal.origin), dict(proposal.details))
 
 
 def _fresh(

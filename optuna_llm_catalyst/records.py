@@ -30,8 +30,9 @@ PREFIX = "llm_catalyst:"
 MAX_CHUNK = 2045
 #: The longest text that is kept; a meta-prompt that fills a context of 8192 tokens is shorter.
 MAX_TEXT = 32_000
-#: Marks a trial whose proposer was asked, from before it is asked.
+#: Marks a trial whose proposer was asked, from before it is asked, and what came of it.
 _ASKED = f"{PREFIX}asked"
+_ANSWERED = f"{PREFIX}answered"
 
 
 def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
@@ -88,6 +89,17 @@ def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str
 def mark_asked(study: optuna.Study, trial: FrozenTrial) -> None:
     """Marks a running trial as one that asks a proposer, before it does."""
     study._storage.set_trial_system_attr(trial._trial_id, _ASKED, trial.number)
+
+
+def mark_answered(study: optuna.Study, trial: FrozenTrial, *, succeeded: bool) -> None:
+    """Marks a running trial that asked with what came of it."""
+    study._storage.set_trial_system_attr(trial._trial_id, _ANSWERED, succeeded)
+
+
+def answer_succeeded(trial: FrozenTrial) -> bool | None:
+    """Whether a trial that asked got a prompt; None while it is not known."""
+    succeeded = trial.system_attrs.get(_ANSWERED)
+    return succeeded if isinstance(succeeded, bool) else None
 
 
 def was_asked(trial: FrozenTrial) -> bool:

@@ -356,11 +356,13 @@ def frozen(study: optuna.Study, number: int) -> optuna.trial.FrozenTrial:
 
 
 def start_asking(study: optuna.Study, origin: str | None = None) -> optuna.Trial:
-    """A running trial that asks, and is answered if it has an origin."""
+    """A running trial that asks, and has its answer if it has an origin."""
     trial = study.ask()
-    records.mark_asked(study, frozen(study, trial.number))
+    asking = frozen(study, trial.number)
+    records.mark_asked(study, asking)
     if origin is not None:
-        records.set_user_attr(study, frozen(study, trial.number), "origin", origin)
+        records.mark_answered(study, asking, succeeded=origin != "mutation")
+        records.set_user_attr(study, asking, "origin", origin)
     return trial
 
 

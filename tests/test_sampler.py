@@ -12,6 +12,7 @@ import re
 import threading
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.samplers import PartialFixedSampler
@@ -33,6 +34,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst import RestartPrompt
 from optuna_llm_catalyst.proposers import Proposal
+from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
@@ -283,7 +285,7 @@ def test_only_ctrl_c_stops_a_study() -> None:
     ],
 )
 def test_what_a_provider_adds_to_the_record_cannot_break_a_trial(details: dict[Any, Any]) -> None:
-    provider = Answering(lambda i: Completion(reply(PROMPTS[i + 1]), "test", details))
+    provider = Answering(lambda i: Completion(reply(PROMPTS[i + 1]), "test", details=details))
     study = run(LLMCatalystSampler(SPACE, provider, startup_prompts=PROMPTS[:1], seed=0), 3)
     assert prompts(study) == PROMPTS[:3]
     assert origins(study) == ["startup", "llm", "llm"]
@@ -582,6 +584,46 @@ def test_a_proposer_of_ones_own_is_asked() -> None:
     assert origins(study) == ["startup", "refine", "mutation"]
     assert proposal(study.trials[1])["by"] == "me"
     assert proposal(study.trials[2])["failure"] == "all 1 candidates were tried before"
+
+
+class Unusual:
+    """A proposer of someone else, with types of its own."""
+
+    def __init__(self, answer: Callable[[ProposalRequest], Proposal]) -> None:
+        self.propose = answer
+
+
+def unusual_ids(request: ProposalRequest) -> Proposal:
+    ids: Any = tuple(np.int64(i) for i in SPACE.from_text(PROMPTS[request.trial_number]).token_ids)
+    return Proposal((RestartPrompt("whatever", ids),), "theirs")
+
+
+def no_details(request: ProposalRequest) -> Proposal:
+    raise ProposalError("no idea", None)  # type: ignore[arg-type]
+
+
+def by_mutation(request: ProposalRequest) -> Proposal:
+    return MutationProposer().propose(request)
+
+
+@pytest.mark.parametrize(
+    ("answer", "origin", "failure"),
+    [
+        (unusual_ids, "theirs", None),
+        (no_details, "mutation", "no idea"),
+        (by_mutation, "mutation", None),
+    ],
+)
+def test_a_proposer_of_someone_else_may_be_unusual(
+    answer: Callable[[ProposalRequest], Proposal], origin: str, failure: str | None
+) -> None:
+    sampler = LLMCatalystSampler(SPACE, proposer=Unusual(answer), n_startup_trials=1, seed=0)
+    study = run(sampler, 6)
+    assert origins(study) == ["startup"] + [origin] * 5
+    assert proposal(study.trials[1])["failure"] == failure
+    # What succeeds by mutation does not open the breaker.
+    is_open = [proposal(trial).get("breaker") == "open" for trial in study.trials[1:]]
+    assert any(is_open) is (failure is not None)
 
 
 @pytest.mark.parametrize("proposer", [None, MutationProposer(signal_probability=0.0)])

@@ -162,7 +162,7 @@ def tune(
         refine_steps=refine_steps,
         shots=shots,
         seed=seed,
-        llm=LLMOptions(llm, llm_url, llm_api_key, num_ctx),
+        llm=LLMOptions(llm, llm_url, llm_api_key, num_ctx, device),
         llm_timeout=llm_timeout,
         sections=_names(sections),
         share_examples=share_examples,

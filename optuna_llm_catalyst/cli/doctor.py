@@ -13,9 +13,9 @@ import time
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from optuna_llm_catalyst.cli import report
-from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.llms import LLMOptions
 from optuna_llm_catalyst.exceptions import CatalystError
@@ -88,7 +88,7 @@ def _llm(options: LLMOptions) -> Iterator[Finding]:
     needed = options.llm != "auto"
     try:
         chosen = choose_llm(options)
-    except UserError as error:
+    except CatalystError as error:
         yield Finding(f"LLM {options.llm}", False, True, str(error))
         return
     found = chosen.provider is not None
@@ -168,5 +168,6 @@ def _table(findings: list[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = "ok" if finding.ok else ("FAILED" if finding.needed else "note")
-        table.add_row(mark, finding.what, report.printable(finding.detail))
+        what, detail = (Text(report.printable(t)) for t in (finding.what, finding.detail))
+        table.add_row(mark, what, detail)  # Not as markup.
     return table

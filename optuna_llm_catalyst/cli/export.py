@@ -49,7 +49,8 @@ def export(
 
 def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
     """What the LLM answered or why it did not, a row for each time that a trial asked."""
-    for trial in records.all_trials(study):
+    # A trial that Optuna runs again after a crash carries the record of the first.
+    for trial in filter(records.was_asked, records.all_trials(study)):
         asks = (records.load(trial, "proposal") or {}).get("asks", ())
         for attempt, ask in enumerate(asks):
             row = {"trial": trial.number, "attempt": attempt}

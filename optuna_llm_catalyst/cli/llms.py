@@ -31,12 +31,14 @@ class LLMOptions:
         llm_url: Its server; empty for the provider's default.
         llm_api_key: The key for that server; empty for none.
         num_ctx: Its context length in tokens.
+        device: Where it runs, if in this process.
     """
 
     llm: str
     llm_url: str
     llm_api_key: str
     num_ctx: int
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ def choose_llm(options: LLMOptions) -> ChosenLLM:
     ``auto`` takes what is there; an LLM that is asked for by name must be there.
     """
     kind, _, name = options.llm.partition(":")
+    if options.llm_api_key and kind != "openai":
+        raise UserError("--llm-api-key is for --llm openai:MODEL; Ollama's is OLLAMA_API_KEY.")
     if options.llm == "mutation":
         return ChosenLLM(None, "Restarts are proposed by mutation (--llm mutation).")
     if kind == "replay" and name:
@@ -85,9 +89,11 @@ def _live(kind: str, name: str, options: LLMOptions) -> ChosenLLM:
             num_ctx=options.num_ctx,
         )
         openai.check()
-        return _proposed_by(openai, f"the server at {options.llm_url}")
+        return _proposed_by(openai, f"the server at {openai.base_url}")
     if kind == "transformers" and name:
-        return _proposed_by(TransformersProvider(name, num_ctx=options.num_ctx), "this process")
+        chat = TransformersProvider(name, device=options.device, num_ctx=options.num_ctx)
+        chat.check()
+        return _proposed_by(chat, "this process")
     raise UserError(f"--llm {options.llm!r} is none of {KINDS}.")
 
 

@@ -80,7 +80,7 @@ def stage_table(rows: list[StageRow]) -> Table:
         table.add_row(
             f"{'* ' if is_best else ''}{row.number}",
             Text(printable(row.prompt)),  # Not as markup.
-            row.origin,
+            Text(printable(row.origin)),
             loss if row.state == "complete" else f"{loss} ({row.state})".strip(),
             _arrow(row.accuracy_before, row.accuracy, ".1%"),
             style="bold" if is_best else "",

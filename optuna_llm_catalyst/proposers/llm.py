@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
+import json
 import time
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import InvalidReplyError
+from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import reply
@@ -37,6 +40,7 @@ _MIN_TIMEOUT_S = 0.05
 #: Characters of what the LLM is told of its last answer, and tokens to keep free for it.
 _MAX_PROBLEM = 300
 _MAX_ERROR = 2_000
+_MAX_DETAILS = 4_000
 _CORRECTION_TOKENS = 150
 
 
@@ -146,7 +150,7 @@ class LLMProposer:
                 verdict = self._ask(completion_request, request, asks)
             except Exception as error:  # Providers of third parties raise whatever.
                 # A server may have written it: it goes to logs and terminals.
-                message = records.clip(reply.one_line(str(error)), _MAX_ERROR)
+                message = records.clip(one_line(str(error)), _MAX_ERROR)
                 problem = f"{type(error).__name__}: {message}"
                 asks.append({"seed": completion_request.seed, "error": message})
                 verdict = replace(verdict, problem=problem)
@@ -177,14 +181,16 @@ class LLMProposer:
             max_tries=self._max_tries,
             backoff=self._backoff,
         )
+        stopped = records.clip(one_line(completion.problem), _MAX_PROBLEM)
+        completion = replace(completion, problem=stopped)
         verdict = judge(completion, request)
         asks.append(
             {
-                **records.jsonable(completion.details),
+                **_short(completion.details),
                 "seed": completion_request.seed,
                 "seconds": round(time.monotonic() - started, 3),
                 "tries": n_tries,
-                "model": completion.model,
+                "model": records.clip(completion.model, _MAX_PROBLEM),
                 "reply": records.clip(completion.text),
                 "problem": verdict.problem,
                 "rejected": [list(pair) for pair in verdict.rejected],
@@ -240,6 +246,14 @@ def judge(completion: Completion, request: ProposalRequest) -> Verdict:
         problem = f"none of the {len(texts)} prompts can be used as it is: {listed}"
     cut = tuple(prompt for token_ids, prompt in too_long.items() if token_ids not in usable)
     return Verdict(tuple(usable.values()), cut, tuple(rejected), problem)
+
+
+def _short(details: Mapping[str, Any]) -> dict[str, Any]:
+    """A provider's facts for the record; a server's may be of any size."""
+    facts = records.jsonable(details)
+    if len(json.dumps(facts)) <= _MAX_DETAILS:
+        return facts
+    return {"details": records.clip(repr(facts), _MAX_DETAILS)}
 
 
 def _correction(problem: str) -> str:

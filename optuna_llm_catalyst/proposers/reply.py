@@ -1,6 +1,6 @@
 """An LLM's reply to candidate prompts. Pure: the reply is data, never evaluated.
 
-Validated by hand rather than with pydantic, so that the core needs optuna and numpy only; the
+Validated by hand rather than with pydantic, so that the core does not need it; the
 schema is one key with a list of strings.
 """
 
@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from optuna_llm_catalyst.exceptions import InvalidReplyError
+from optuna_llm_catalyst.exceptions import one_line
 
 
 #: As long as what a record keeps of a reply: a clipped one is too long when it is replayed, too.
@@ -108,8 +109,3 @@ def _prompts_of(value: Any) -> Any:
     prompts = value.get("prompts") if isinstance(value, dict) else None
     is_echo = isinstance(prompts, list) and prompts != [] and all(p == "..." for p in prompts)
     return None if is_echo else prompts
-
-
-def one_line(text: str) -> str:
-    """The text on one line, without control characters and double blanks."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 
+from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import directions
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 from optuna_llm_catalyst.proposers.pools import edit_budget
 from optuna_llm_catalyst.proposers.pools import n_refined
-from optuna_llm_catalyst.proposers.reply import one_line
 
 
 _MAX_EXAMPLE = 200
@@ -33,7 +33,7 @@ class Briefing:
         task_description: What the frozen model shall do, in the user's words.
         labels: The labels it chooses among.
         examples: Texts of the task with their labels. They leave the training process: to a
-            server, and into the study's records.
+            server, and into the study's records. Misread texts are told only beside them.
         sections: Names of the sections to send, of :data:`SECTIONS`; their order is fixed.
         edit_horizon: Stages over which the edit budget of ``pools`` shrinks.
     """
@@ -72,9 +72,11 @@ def mistakes(request: ProposalRequest, briefing: Briefing) -> str:
         f"- {one_line(c.label)} taken for {one_line(c.predicted)}: {c.count} of {c.total}"
         for c in best.mistakes.confusions[:_MAX_CONFUSIONS]
     ]
+    # A study may hold texts from when examples were shared.
+    shared = best.mistakes.texts if briefing.examples else ()
     lines += [
         f"- {_quoted(_cut(t.text))} is {one_line(t.label)}, taken for {one_line(t.predicted)}"
-        for t in best.mistakes.texts
+        for t in shared
     ]
     return _titled("What the best prompt still gets wrong after training:", lines)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+import threading
 import time
 from typing import Any
 from typing import TYPE_CHECKING
@@ -70,7 +71,14 @@ class ChatModel:
         return ids
 
     def write(
-        self, ids: torch.Tensor, *, seed: int, temperature: float, limit: int, deadline: float
+        self,
+        ids: torch.Tensor,
+        *,
+        seed: int,
+        temperature: float,
+        limit: int,
+        deadline: float,
+        given_up: threading.Event,
     ) -> Written:
         """Goes on after a prompt.
 
@@ -80,6 +88,7 @@ class ChatModel:
             temperature: 0 takes the likeliest token each time.
             limit: Most tokens to write.
             deadline: When to stop, by ``time.monotonic``.
+            given_up: Set when nobody waits for the reply any more.
         """
         import torch
         from transformers import LogitsProcessorList
@@ -87,7 +96,7 @@ class ChatModel:
 
         if time.monotonic() >= deadline:
             return Written("", 0, is_ended=False, is_late=True)
-        stop = _Deadline(deadline)
+        stop = _Deadline(deadline, given_up)
         ids = ids.to(self.model.device)
         with torch.inference_mode():
             output = self.model.generate(
@@ -129,13 +138,12 @@ def load_chat_model(name: str, *, device: str, dtype: str, **source: Any) -> Cha
     Raises:
         ProviderError: If it cannot be loaded, or is not one to chat with.
     """
-    import torch
+    import torch  # noqa: F401, without it transformers says nothing of use
     from transformers import AutoModelForCausalLM
     from transformers import AutoTokenizer
 
     try:
-        # Weights that a checkpoint lacks are drawn at random.
-        with torch.random.fork_rng(devices=[]), _without_progress_bars():
+        with _without_progress_bars():
             tokenizer = AutoTokenizer.from_pretrained(name, **source)
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **source)
         model.to(_best_device() if device == "auto" else device)
@@ -177,10 +185,11 @@ class _Sampling:
 
 
 class _Deadline:
-    """Ends a generation when the time is up: a stopping criterion for ``generate``."""
+    """Ends a generation when the time is up or the process ends: a criterion for ``generate``."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, given_up: threading.Event) -> None:
         self._deadline = deadline
+        self._given_up = given_up
         self.is_late = False
 
     def __call__(
@@ -188,7 +197,7 @@ class _Deadline:
     ) -> torch.Tensor:
         import torch
 
-        self.is_late = time.monotonic() >= self._deadline
+        self.is_late = time.monotonic() >= self._deadline or self._given_up.is_set()
         return torch.full((len(input_ids),), self.is_late, device=input_ids.device)
 
 

@@ -21,6 +21,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.deadline import run_within
 
@@ -145,9 +146,8 @@ class OllamaConnection:
             RecursionError,
             ValueError,  # An integer of over 4300 digits.
         ) as error:
-            raise ProviderError(
-                f"{where} gave no usable answer: {type(error).__name__}: {str(error)[:200]}"
-            ) from error
+            why = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+            raise ProviderError(f"{where} gave no usable answer: {why}") from error
         except httpx.InvalidURL as error:
             raise ProviderError(f"`host` {self.host!r} is not the URL of a server") from error
 
@@ -158,7 +158,7 @@ class OllamaConnection:
             return ProviderError(self.missing_model(missing[1]))
         crashed = status == 500 and "runner" in message
         return ProviderError(
-            f"Ollama at {self.host} answered with HTTP {status}: {message[:200]}",
+            f"Ollama at {self.host} answered with HTTP {status}: {one_line(message)[:200]}",
             transient=status in _TRANSIENT_STATUS or crashed,
         )
 

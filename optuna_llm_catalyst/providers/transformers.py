@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 import threading
@@ -21,6 +22,15 @@ from optuna_llm_catalyst.providers.chat_model import TOP_P
 #: One loads or writes at a time, of whichever provider: two of optuna's threads that ask at once
 #: shall not load the weights twice. A lock on the provider could not be pickled.
 _TURN = threading.Lock()
+_PROCESS_ENDS = threading.Event()
+_LAST_WAIT_S = 30.0
+
+
+@atexit.register
+def _stop_writing() -> None:
+    """Ends a reply that nobody waits for: a thread that dies within torch takes all with it."""
+    _PROCESS_ENDS.set()
+    _TURN.acquire(timeout=_LAST_WAIT_S)
 
 
 class TransformersProvider:
@@ -90,6 +100,22 @@ class TransformersProvider:
         with self._mapped_errors(), self._turn(request.timeout):
             return self._complete(request, deadline)
 
+    def check(self) -> None:
+        """Checks that there is such a model, without loading it.
+
+        Raises:
+            ProviderError: If not.
+        """
+        with self._mapped_errors():
+            from transformers import AutoConfig
+
+            try:
+                AutoConfig.from_pretrained(self.model, **self._source)
+            except (OSError, ValueError) as error:
+                raise ProviderError(
+                    f"model {self.model!r} cannot be loaded: {first_line(error)}"
+                ) from error
+
     def __getstate__(self) -> dict[str, Any]:
         # Weights are gigabytes: a copy loads its own, if it is ever asked.
         return {**self.__dict__, "_loaded": None}
@@ -106,6 +132,7 @@ class TransformersProvider:
             temperature=self._temperature,
             limit=self._num_predict,
             deadline=deadline,
+            given_up=_PROCESS_ENDS,
         )
         if written.is_late and not written.is_ended:
             raise ProviderError(

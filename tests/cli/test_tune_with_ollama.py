@@ -272,18 +272,41 @@ def test_the_llm_of_the_openai_kind_needs_its_url(tune: Cli) -> None:
 
 def test_a_server_of_the_openai_kind_proposes(tune: Cli) -> None:
     with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
-        options = ("--llm", f"openai:{served.models[0]}", "--llm-url", served.url)
+        url = served.url.replace("//", "//joe:secret@")
+        options = ("--llm", f"openai:{served.models[0]}", "--llm-url", url)
         result = tune("--stages", 4, *options, "--json")
     assert result.code == 0, result.err
+    assert "secret" not in result.err
     assert result.json["stages"][3]["prompt"] == "wolf bread saw"
     assert result.json["stages"][3]["origin"] == "llm"
 
 
-def test_a_missing_chat_model_costs_no_stage(tune: Cli) -> None:
-    result = tune("--stages", 4, "--llm", "transformers:no/such-folder-or/model", "--json")
-    assert result.code == 0
-    assert result.json["stages"][3]["origin"] == "mutation"
-    assert "stage 3 started from a mutation: ProviderError" in result.err
+@pytest.mark.parametrize("name", ["no/such-folder-or/model", "nobody/nothing"])
+def test_a_chat_model_that_is_asked_for_must_be_there(
+    tune: Cli, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    result = tune("--stages", 4, "--llm", f"transformers:{name}")
+    assert result.code == 2
+    assert f"model {name!r} cannot be loaded" in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["ollama:gemma3:4b", "openai:qwen3-4b"])
+def test_a_mistake_about_the_server_is_one_line_without_credentials(tune: Cli, kind: str) -> None:
+    page = Fault(404, "<html>\n<body>\x1b[2J Not here.\n</html>", "text/html")
+    with OllamaServer(faults={"/api/tags": page, "/v1/models": page}) as web:
+        url = web.url.replace("//", "//joe:secret@")
+        result = tune("--llm", kind, "--llm-url", f"{url}/v1" if "openai" in kind else url)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "secret" not in result.err and "\x1b" not in result.err
+
+
+def test_a_key_for_a_server_that_takes_none_is_refused(tune: Cli) -> None:
+    result = tune("--llm", "ollama:gemma3:4b", "--llm-api-key", "sk-1")
+    assert result.code == 2
+    assert "--llm-api-key is for --llm openai:MODEL" in result.err and "sk-1" not in result.err
 
 
 def test_the_breaker_says_once_that_it_opened_and_once_that_it_closed(

@@ -141,8 +141,9 @@ def test_texts_of_the_task_are_in_it_only_if_they_are_shared() -> None:
     for mistakes, examples, expected in (
         (counted, (), 0),
         (None, (), 0),
-        (shared, (), 1),
+        (shared, (), 0),  # From when examples were shared.
         (counted, [(secret, "billing")], 1),
+        (shared, [("Where is it?", "delivery")], 1),
     ):
         text = meta_prompt.build(
             with_point(mistakes=mistakes), replace(briefing, examples=examples)
@@ -171,7 +172,9 @@ def rows_with(text: str) -> dict[str, str]:
     request = request_of(SPACE, history)
     return {
         "examples": sections.examples(request, Briefing(examples=[(text, "billing")])),
-        "mistakes": sections.mistakes(with_point(mistakes=mistakes), Briefing()),
+        "mistakes": sections.mistakes(
+            with_point(mistakes=mistakes), Briefing(examples=[("Hello?", "billing")])
+        ),
         "signals": sections.signals(request, Briefing()),
         "ranked_prompts": sections.ranked_prompts(request, Briefing()),
         "in_flight": sections.in_flight(request, Briefing()),

@@ -475,3 +475,34 @@ except ProviderError as error:
     print(error)
 """
     assert "pip install 'optuna-llm-catalyst[tuning]'" in run_python(code)
+
+
+def test_a_process_ends_in_order_while_a_reply_is_written_that_nobody_waits_for(
+    folder: Path,
+) -> None:
+    """As after the last stage of a study that prefetches: a thread killed in torch would abort."""
+    code = f"""
+import time
+from optuna_llm_catalyst import background
+from optuna_llm_catalyst.providers.base import CompletionRequest
+from optuna_llm_catalyst.providers.transformers import TransformersProvider
+provider = TransformersProvider({str(folder)!r}, device="cpu", num_ctx=128, num_predict=48)
+request = CompletionRequest("Write a prompt.", {{}}, seed=0)
+provider.complete(request)
+provider._loaded.model.generation_config.eos_token_id = None
+provider._loaded.tokenizer.eos_token = None
+provider._context, provider._num_predict = 40_000, 30_000
+answer = background.start(lambda: provider.complete(request))
+time.sleep(0.5)
+assert not answer.done()
+print("the end")
+"""
+    assert run_python(code).strip() == "the end"
+
+
+def test_the_check_looks_for_the_model_without_loading_it(folder: Path) -> None:
+    provider = provider_of(folder)
+    provider.check()
+    assert provider._loaded is None
+    with pytest.raises(ProviderError, match="model 'nobody/nothing' cannot be loaded"):
+        TransformersProvider("nobody/nothing").check()
