@@ -418,22 +418,21 @@ def test_a_model_that_was_trained_for_less_than_the_prompt_is_named() -> None:
 
 
 def test_one_deadline_is_for_all_asks_of_a_trial() -> None:
-    late = Fault(200, raw(message("No.", done=True)), delay=0.35)
-    trial, chats = run_case([late, late], timeout=SHORT_S)
+    late = Fault(200, raw(message("No.", done=True)), delay=2.5)
+    # Far apart, so that a busy machine changes nothing.
+    trial, chats = run_case([late, late], timeout=4.0)
     record = proposal(trial)
     answered, cut = record["asks"]
     assert re.search(NO_OBJECT, answered["problem"])
-    assert re.search(r"did not answer within 0\.[01]\d* seconds", cut["error"])
+    assert re.search(r"did not answer within [01](\.\d+)? seconds", cut["error"])
     assert record["failure"] == f"ProviderError: {cut['error']}"
     assert len(chats) == 2
 
 
 def test_a_deadline_is_for_all_tries_of_a_request_and_their_pauses() -> None:
-    trial, _ = run_case(
-        [Fault(503, {"error": "busy"})] * 2, timeout=SHORT_S, backoff=0.3, max_tries=9
-    )
+    trial, _ = run_case([Fault(503, {"error": "busy"})] * 2, timeout=2.0, backoff=1.2, max_tries=9)
     assert "HTTP 503: busy (tried 2 times)" in proposal(trial)["failure"]
-    assert proposal(trial)["waited_seconds"] < SHORT_S + 0.5
+    assert proposal(trial)["waited_seconds"] < 2.0 + MARGIN_S
 
 
 def test_different_faults_of_one_trial_are_met_each_in_its_way() -> None:

@@ -49,7 +49,7 @@ def test_what_takes_longer_is_ended(seconds: float) -> None:
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=rf"not done within {seconds:g} seconds"):
         run_within(seconds, for_ever)
-    assert max(seconds, 0) <= time.monotonic() - started < max(seconds, 0) + 1
+    assert max(seconds, 0) <= time.monotonic() - started < max(seconds, 0) + 5
 
 
 def test_what_is_ended_cleans_up_first() -> None:
@@ -89,7 +89,7 @@ def test_what_cannot_be_ended_is_left_to_itself(monkeypatch: pytest.MonkeyPatch)
             started = time.monotonic()
             with pytest.raises(TimeoutError):
                 run_within(0.1, work)
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 5
     finally:
         release.set()
 

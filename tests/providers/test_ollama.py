@@ -286,7 +286,7 @@ def test_whatever_goes_wrong_is_one_kind_of_error(
         started = time.monotonic()
         with pytest.raises(ProviderError, match=message) as caught:
             provider.complete(request)
-        assert time.monotonic() - started < (2 if slow else 10)
+        assert time.monotonic() - started < (5 if slow else 20)
         assert caught.value.transient == transient
         assert len(server.chats) == 1
         assert provider.complete(REQUEST).text == GOOD

@@ -283,7 +283,7 @@ def test_the_deadline_holds_whatever_the_server_does(fault: Fault) -> None:
         started = time.monotonic()
         with pytest.raises(ProviderError, match=r"did not answer within 0\.4 seconds") as caught:
             provider_of(server).complete(request)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 8
     assert not caught.value.transient
 
 

@@ -288,7 +288,7 @@ def test_the_deadline_ends_a_generation(folder: Path, monkeypatch: pytest.Monkey
     started = time.monotonic()
     with pytest.raises(ProviderError, match=r"did not finish within 0\.3 seconds") as caught:
         provider.complete(replace(REQUEST, timeout=0.3))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     assert not caught.value.transient
     with pytest.raises(ProviderError, match="did not finish within 0 seconds"):
         provider.complete(replace(REQUEST, timeout=0))
