@@ -79,6 +79,16 @@ class Provider(Protocol):
         ...
 
 
+def check_limits(num_ctx: int, num_predict: int, temperature: float) -> None:
+    """Raises a ValueError that names what of a provider's arguments cannot be."""
+    if not 0 < num_predict < num_ctx:
+        raise ValueError(
+            f"`num_predict` must be positive and below `num_ctx`, got {num_predict} and {num_ctx}."
+        )
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+
+
 def estimated_tokens(text: str) -> int:
     """Tokens of a text in an LLM's vocabulary, rather too many than too few.
 

@@ -13,6 +13,7 @@ from typing import Any
 from typing import TYPE_CHECKING
 
 from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
@@ -62,13 +63,7 @@ class OllamaProvider:
     ) -> None:
         if not model:
             raise ValueError("`model` must name a model, as in `gemma3:4b`, got an empty string.")
-        if not 0 < num_predict < num_ctx:
-            raise ValueError(
-                f"`num_predict` must be positive and below `num_ctx`, got {num_predict} and "
-                f"{num_ctx}."
-            )
-        if temperature < 0:
-            raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+        check_limits(num_ctx, num_predict, temperature)
         named = host or os.environ.get("OLLAMA_HOST")
         self.model = model
         self._connection = OllamaConnection(named or _DEFAULT_URL, sends_key=bool(named))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.openai_connection import OpenAIConnection
@@ -53,13 +54,7 @@ class OpenAICompatibleProvider:
             raise ValueError(
                 "`model` must name a model as the server lists it, got an empty string."
             )
-        if not 0 < num_predict < num_ctx:
-            raise ValueError(
-                f"`num_predict` must be positive and below `num_ctx`, got {num_predict} and "
-                f"{num_ctx}."
-            )
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+        check_limits(num_ctx, num_predict, temperature)
         self.model = model
         self._connection = OpenAIConnection(base_url, api_key, model)
         self._num_ctx = num_ctx

@@ -11,6 +11,7 @@ from typing import Any
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.chat_model import ChatModel
@@ -67,13 +68,7 @@ class TransformersProvider:
             raise ValueError(
                 "`model` must be a folder or a name at the Hugging Face hub, got an empty string."
             )
-        if not 0 < num_predict < num_ctx:
-            raise ValueError(
-                f"`num_predict` must be positive and below `num_ctx`, got {num_predict} and "
-                f"{num_ctx}."
-            )
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+        check_limits(num_ctx, num_predict, temperature)
         self.model = model
         self._device = device
         self._dtype = dtype
