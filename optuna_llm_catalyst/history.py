@@ -115,6 +115,11 @@ class History:
     asks: tuple[Ask, ...] = ()
     minimize: bool = True
 
+    @property
+    def stages(self) -> tuple[HistoryPoint, ...]:
+        """The points that were trained, best first."""
+        return tuple(point for point in self.points if point.kind == "stage")
+
 
 def from_study(
     study: optuna.Study, space: PromptSpace, *, top_k: int, exclude: int | None = None

@@ -109,7 +109,7 @@ def _ever_shorter(
     """What to try to fit, from everything to the instructions."""
     points = list(request.history.points)
     yield tuple(points), names
-    newest = max((p.trial_number for p in points if p.kind == "stage"), default=None)
+    newest = max((point.trial_number for point in request.history.stages), default=None)
     for point in points[:0:-1]:  # Not the best.
         if point.kind != "stage" or point.trial_number != newest:
             points.remove(point)

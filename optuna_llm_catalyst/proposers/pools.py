@@ -40,7 +40,7 @@ def edit_record(
         ``edit_budget``, ``edits`` (words changed, one number a candidate) and ``over_budget``
         (indices of refining candidates beyond it); nothing before the first stage.
     """
-    best = next((point for point in request.history.points if point.kind == "stage"), None)
+    best = next(iter(request.history.stages), None)
     if best is None:
         return {}
     limit = edit_budget(request, horizon)

@@ -65,7 +65,7 @@ def examples(request: ProposalRequest, briefing: Briefing) -> str:
 
 def mistakes(request: ProposalRequest, briefing: Briefing) -> str:
     """What the best stage gets wrong."""
-    best = next(iter(_stages(request)), None)
+    best = next(iter(request.history.stages), None)
     if best is None or best.mistakes is None:
         return ""
     lines = [
@@ -85,7 +85,7 @@ def signals(request: ProposalRequest, briefing: Briefing) -> str:
     """Which way training moved the best stages' virtual tokens, and swaps that it measured."""
     known, name = request.space.word_ids, _name(request.history.minimize)
     lines = []
-    for point in _stages(request)[:_MAX_SIGNAL_STAGES]:
+    for point in request.history.stages[:_MAX_SIGNAL_STAGES]:
         drift = [d.word for d in point.drift if d.word in known][:_MAX_SIGNALS]
         swaps = [
             f"{s.old if s.old.isalpha() else _quoted(s.old)} → {s.new} "
@@ -137,7 +137,7 @@ def in_flight(request: ProposalRequest, briefing: Briefing) -> str:
 def pools(request: ProposalRequest, briefing: Briefing) -> str:
     """One part of the candidates refines the best, within an edit budget, the other explores
     (LEO's two pools, arXiv 2403.02054; GPO's step size, arXiv 2402.17564)."""
-    stages = _stages(request)
+    stages = request.history.stages
     if not stages:
         return ""
     n_refining, limit = n_refined(request), edit_budget(request, briefing.edit_horizon)
@@ -193,11 +193,6 @@ def check_sections(names: Sequence[str]) -> None:
         raise ValueError(
             f"`sections` must be a list of names among {', '.join(SECTIONS)}, got {names!r}."
         )
-
-
-def _stages(request: ProposalRequest) -> list[HistoryPoint]:
-    """The points that were trained, best first."""
-    return [point for point in request.history.points if _is_stage(point)]
 
 
 def _is_stage(point: HistoryPoint) -> bool:

@@ -12,18 +12,20 @@ from collections.abc import Coroutine
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-import ipaddress
 import json
 import re
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.deadline import run_within
+from optuna_llm_catalyst.providers.servers import CONNECT_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import is_loopback
+from optuna_llm_catalyst.providers.servers import MAX_BODY
+from optuna_llm_catalyst.providers.servers import TRANSIENT_STATUS
 
 
 if TYPE_CHECKING:
@@ -32,10 +34,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Ask = Callable[["ollama.AsyncClient"], Coroutine[Any, Any, T]]
-
-MAX_BODY = 4 * 2**20
-_CONNECT_TIMEOUT_S = 10.0
-_TRANSIENT_STATUS = (408, 429, 502, 503, 504)
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ class OllamaConnection:
         return ollama.AsyncClient(
             host=self.url,
             # Of each read; the deadline is for all of them.
-            timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             trust_env=not is_loopback(self.url),
             follow_redirects=False,
             event_hooks={"response": [_cap_body]},
@@ -122,7 +120,7 @@ class OllamaConnection:
         except httpx.HTTPStatusError as error:
             raise self._refused(error.response.status_code, error.response.text) from error
         except httpx.ConnectTimeout as error:
-            message = f"{where} accepted no connection within {_CONNECT_TIMEOUT_S:g} seconds"
+            message = f"{where} accepted no connection within {CONNECT_TIMEOUT_S:g} seconds"
             raise ProviderError(message, transient=True) from error
         except TimeoutError as error:
             raise ProviderError(f"{where} did not answer within {timeout:.3g} seconds") from error
@@ -159,22 +157,12 @@ class OllamaConnection:
         crashed = status == 500 and "runner" in message
         return ProviderError(
             f"Ollama at {self.host} answered with HTTP {status}: {one_line(message)[:200]}",
-            transient=status in _TRANSIENT_STATUS or crashed,
+            transient=status in TRANSIENT_STATUS or crashed,
         )
 
     def missing_model(self, model: str) -> str:
         """What to do about a model that the server has not."""
         return f"Ollama at {self.host} has no model {model!r}: get it with `ollama pull {model}`"
-
-
-def is_loopback(url: str) -> bool:
-    """Whether a URL, or a host alone, is this machine."""
-    name = urlsplit(url if "//" in url else f"//{url}").hostname or ""
-    try:
-        address = ipaddress.ip_address(name)
-        return address.is_loopback or address.is_unspecified
-    except ValueError:
-        return name in ("", "localhost")
 
 
 def _check_installed() -> None:

@@ -26,7 +26,10 @@ from urllib.parse import urlsplit
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.deadline import run_within
-from optuna_llm_catalyst.providers.ollama_connection import is_loopback
+from optuna_llm_catalyst.providers.servers import CONNECT_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import is_loopback
+from optuna_llm_catalyst.providers.servers import MAX_BODY
+from optuna_llm_catalyst.providers.servers import TRANSIENT_STATUS
 
 
 if TYPE_CHECKING:
@@ -36,9 +39,6 @@ T = TypeVar("T")
 #: Makes a request with the client's ``with_streaming_response``.
 Send = Callable[["openai.AsyncOpenAI"], AbstractAsyncContextManager[Any]]
 
-MAX_BODY = 4 * 2**20
-_CONNECT_TIMEOUT_S = 10.0
-_TRANSIENT_STATUS = (408, 429, 502, 503, 504)
 #: The client insists on a key; a server that was started without one reads none.
 _NO_KEY = "none"
 #: The headers that a server needs, and the one by which the client knows that it shall not read
@@ -125,7 +125,7 @@ class OpenAIConnection:
 
         http_client = openai.DefaultAsyncHttpxClient(
             # Of each read; the deadline is for all of them.
-            timeout=openai.Timeout(None, connect=_CONNECT_TIMEOUT_S),
+            timeout=openai.Timeout(None, connect=CONNECT_TIMEOUT_S),
             # A proxy from the environment would take requests to this machine elsewhere.
             trust_env=not is_loopback(self.url),
             follow_redirects=False,
@@ -165,7 +165,7 @@ class OpenAIConnection:
         except ProviderError:
             raise
         except openai.APITimeoutError as error:
-            message = f"{where} accepted no connection within {_CONNECT_TIMEOUT_S:g} seconds"
+            message = f"{where} accepted no connection within {CONNECT_TIMEOUT_S:g} seconds"
             raise ProviderError(message, transient=True) from error
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
@@ -188,7 +188,7 @@ class OpenAIConnection:
         return ProviderError(
             f"the server at {self.host} answered with HTTP {status}: {message[:200]}"
             f"{self._advice(status, message)}",
-            transient=status in _TRANSIENT_STATUS,
+            transient=status in TRANSIENT_STATUS,
         )
 
     def _advice(self, status: int, message: str) -> str:

@@ -22,8 +22,8 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.proposers import reply as reply_format
 from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers import ollama as ollama_module
-from optuna_llm_catalyst.providers.ollama_connection import is_loopback
-from optuna_llm_catalyst.providers.ollama_connection import MAX_BODY
+from optuna_llm_catalyst.providers.servers import is_loopback
+from optuna_llm_catalyst.providers.servers import MAX_BODY
 from tests.ollama_server import Fault
 from tests.ollama_server import OllamaServer
 from tests.ollama_server import Reply
