@@ -84,7 +84,7 @@ class Outcome(NamedTuple):
     value: float
 
 
-class Ask(NamedTuple):
+class PastProposal(NamedTuple):
     """A trial that asked the proposer: whether that gave a prompt, None while it is open."""
 
     trial_number: int
@@ -102,7 +102,7 @@ class History:
         failures: How often a trial of a prompt failed.
         n_finished: Finished stages, complete or pruned, refined ones included.
         outcomes: Finished stages that have a value, refined ones excluded, oldest first.
-        asks: Trials that asked the proposer, oldest first.
+        proposals: Trials that asked the proposer, oldest first.
         minimize: Whether a lower value is better.
     """
 
@@ -112,7 +112,7 @@ class History:
     failures: Mapping[TokenIds, int] = field(default_factory=dict)
     n_finished: int = 0
     outcomes: tuple[Outcome, ...] = field(default=(), repr=False)
-    asks: tuple[Ask, ...] = ()
+    proposals: tuple[PastProposal, ...] = ()
     minimize: bool = True
 
     @property
@@ -130,7 +130,7 @@ def from_study(
         study: The study; of any storage, single-objective.
         space: The prompts' space; trials without its parameters are passed over.
         top_k: How many points to return at most.
-        exclude: Number of the trial that asks, which is not part of its own history.
+        exclude: Number of the trial that proposals, which is not part of its own history.
 
     Raises:
         StudyMismatchError: If the study's prompts are not of this space.
@@ -142,10 +142,10 @@ def from_study(
     failures: Counter[TokenIds] = Counter()
     flying: list[FrozenTrial] = []
     last: FrozenTrial | None = None
-    asks: list[Ask] = []
+    proposals: list[PastProposal] = []
     for trial in records.all_trials(study):
-        if records.was_asked(trial) and trial.number != exclude:
-            asks.append(Ask(trial.number, records.answer_succeeded(trial)))
+        if records.has_own_proposal(trial) and trial.number != exclude:
+            proposals.append(PastProposal(trial.number, records.proposal_succeeded(trial)))
         if trial.state in _FINISHED:
             last = trial
             try:
@@ -175,7 +175,7 @@ def from_study(
             and not math.isnan(value)
             and trial.user_attrs.get("origin") != "refine"
         ),
-        asks=tuple(asks),
+        proposals=tuple(proposals),
         minimize=minimize,
     )
 

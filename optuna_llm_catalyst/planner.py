@@ -155,7 +155,7 @@ class RestartPlanner:
         record: dict[str, Any] = {"failure": None}
         if isinstance(self._proposer, MutationProposer):
             proposal = self._proposer.propose(request)
-        elif breaker.is_open(past.asks, trial.number):
+        elif breaker.is_open(past.proposals, trial.number):
             proposal = MutationProposer().propose(request)
             record["breaker"] = "open"
         else:
@@ -179,7 +179,7 @@ class RestartPlanner:
         self, study: optuna.Study, trial: FrozenTrial, request: ProposalRequest
     ) -> tuple[Proposal, dict[str, Any]]:
         """The proposer's proposal, or a mutation; and what the trial's record says of it."""
-        records.mark_asked(study, trial)
+        records.mark_proposal_started(study, trial)
         started = time.perf_counter()
         prefetched = self._take_prefetched(study)
         answer = prefetched.result() if prefetched else self._answer(request)
@@ -196,8 +196,8 @@ class RestartPlanner:
             n_tried = len(answer.proposal.prompts)
             record["failure"] = f"all {n_tried} candidates were tried before"
         failed = record["failure"] is not None
-        records.mark_answered(study, trial, succeeded=not failed)
-        record["breaker"] = breaker.transition(request.history.asks, failed=failed)
+        records.mark_proposal_ended(study, trial, succeeded=not failed)
+        record["breaker"] = breaker.transition(request.history.proposals, failed=failed)
         _warn(trial.number, record["failure"], record["breaker"])
         if fresh:
             return replace(answer.proposal, prompts=fresh), record
@@ -231,7 +231,7 @@ class RestartPlanner:
         past = self._read(study)
         number = trial.number + 1
         is_startup = past.n_finished + len(past.in_flight) < self._n_startup_trials
-        if is_startup or breaker.is_open(past.asks, number):
+        if is_startup or breaker.is_open(past.proposals, number):
             return
         request = self._request(past, number, "prefetch")
         answer = background.start(lambda: self._answer(request))
@@ -286,7 +286,7 @@ def _count(study: optuna.Study, trial: FrozenTrial, answer: Answer) -> None:
     records.set_user_attr(study, trial, "llm_seconds", round(answer.seconds, 3))
     counts = [
         ask.get(key)
-        for ask in details.get("asks", ())
+        for ask in details.get("attempts", ())
         for key in ("prompt_tokens", "reply_tokens")
     ]
     known = [count for count in counts if isinstance(count, int)]

@@ -86,23 +86,23 @@ def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str
         study._storage.set_trial_system_attr(trial._trial_id, key, value)
 
 
-def mark_asked(study: optuna.Study, trial: FrozenTrial) -> None:
+def mark_proposal_started(study: optuna.Study, trial: FrozenTrial) -> None:
     """Marks a running trial as one that asks a proposer, before it does."""
     study._storage.set_trial_system_attr(trial._trial_id, _ASKED, trial.number)
 
 
-def mark_answered(study: optuna.Study, trial: FrozenTrial, *, succeeded: bool) -> None:
+def mark_proposal_ended(study: optuna.Study, trial: FrozenTrial, *, succeeded: bool) -> None:
     """Marks a running trial that asked with what came of it."""
     study._storage.set_trial_system_attr(trial._trial_id, _ANSWERED, succeeded)
 
 
-def answer_succeeded(trial: FrozenTrial) -> bool | None:
+def proposal_succeeded(trial: FrozenTrial) -> bool | None:
     """Whether a trial that asked got a prompt; None while it is not known."""
     succeeded = trial.system_attrs.get(_ANSWERED)
     return succeeded if isinstance(succeeded, bool) else None
 
 
-def was_asked(trial: FrozenTrial) -> bool:
+def has_own_proposal(trial: FrozenTrial) -> bool:
     """Whether a trial itself asked a proposer.
 
     A trial that Optuna runs again after a crash inherits the mark without asking again.

@@ -295,12 +295,12 @@ def test_a_study_outlives_a_fault_that_stays(name: str) -> None:
     seeds = [chat["options"]["seed"] for chat in chats]
     if case.met == "re-ask":
         assert len(set(seeds)) == 3
-        assert [ask["seed"] for ask in record["asks"]] == seeds
-        assert all(re.search(case.told, ask["problem"]) for ask in record["asks"])
-        assert all(ask["tries"] == 1 for ask in record["asks"])
+        assert [ask["seed"] for ask in record["attempts"]] == seeds
+        assert all(re.search(case.told, ask["problem"]) for ask in record["attempts"])
+        assert all(ask["tries"] == 1 for ask in record["attempts"])
     else:
         assert len(set(seeds)) == 1
-        (ask,) = record["asks"]
+        (ask,) = record["attempts"]
         assert ask["seed"] == seeds[0]
         assert re.search(case.told, ask["error"])
         assert ("(tried 3 times)" in ask["error"]) == (case.met == "transport")
@@ -317,7 +317,7 @@ def test_a_fault_that_passes_is_overcome_within_the_trial(name: str) -> None:
     assert record["failure"] is None
     if case.met == "transport":
         assert second == first
-        (ask,) = record["asks"]
+        (ask,) = record["attempts"]
         assert (ask["tries"], ask["problem"]) == (2, "")
         return
     assert second["options"]["seed"] != first["options"]["seed"]
@@ -325,7 +325,7 @@ def test_a_fault_that_passes_is_overcome_within_the_trial(name: str) -> None:
     assert kept == prompt_of(first)
     assert re.search(case.told, correction)
     assert second["format"] == first["format"]
-    failed, worked = record["asks"]
+    failed, worked = record["attempts"]
     assert re.search(case.told, failed["problem"])
     assert worked["problem"] == ""
     assert worked["reply"] == reply(GOOD)
@@ -340,7 +340,7 @@ def test_a_reply_that_is_odd_but_good_enough_is_used(name: str) -> None:
     assert (trial.user_attrs["prompt"], trial.user_attrs["origin"]) == (GOOD, "llm")
     assert record["failure"] is None
     assert record["candidates"][0]["text"] == GOOD
-    (ask,) = record["asks"]
+    (ask,) = record["attempts"]
     said = [ask["problem"], ask.get("reply_from", ""), *map(" ".join, ask["rejected"])]
     assert re.search(case.told, "\n".join(said))
     assert bool("".join(said)) == bool(case.told)
@@ -354,7 +354,7 @@ def test_candidates_that_are_all_too_long_are_cut_if_nothing_better_comes() -> N
     assert (trial.user_attrs["prompt"], trial.user_attrs["origin"]) == (PROMPTS[9], "llm")
     assert record["failure"] is None
     assert [candidate["n_truncated"] for candidate in record["candidates"]] == [2]
-    for ask in record["asks"]:
+    for ask in record["attempts"]:
         assert ask["rejected"] == [[long, "it is 2 tokens too long"]]
         assert ask["problem"].endswith("it is 2 tokens too long (1)")
 
@@ -378,7 +378,7 @@ def test_a_cut_candidate_is_better_than_none_after_worse_answers(
     trial, _ = run_case([reply(f"{PROMPTS[9]} calm"), *later])
     record = proposal(trial)
     assert (trial.user_attrs["prompt"], trial.user_attrs["origin"]) == (PROMPTS[9], "llm")
-    last = record["asks"][-1]
+    last = record["attempts"][-1]
     assert re.search(told, last.get("error") or last["problem"])
 
 
@@ -422,7 +422,7 @@ def test_one_deadline_is_for_all_asks_of_a_trial() -> None:
     # Far apart, so that a busy machine changes nothing.
     trial, chats = run_case([late, late], timeout=4.0)
     record = proposal(trial)
-    answered, cut = record["asks"]
+    answered, cut = record["attempts"]
     assert re.search(NO_OBJECT, answered["problem"])
     assert re.search(r"did not answer within [01](\.\d+)? seconds", cut["error"])
     assert record["failure"] == f"ProviderError: {cut['error']}"
@@ -439,7 +439,7 @@ def test_different_faults_of_one_trial_are_met_each_in_its_way() -> None:
     answers = [Fault(503), "No.", Fault(drop="before"), Fault(429), reply(STARTUP), Fault(400)]
     trial, chats = run_case(answers)
     record = proposal(trial)
-    assert [ask.get("tries") for ask in record["asks"]] == [2, 3, None]
+    assert [ask.get("tries") for ask in record["attempts"]] == [2, 3, None]
     assert re.search("HTTP 400", record["failure"])
     seeds = [chat["options"]["seed"] for chat in chats]
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3] == seeds[4] != seeds[5]
@@ -486,7 +486,7 @@ def test_a_study_full_of_faults_repeats_from_its_record(tmp_path: Path) -> None:
 def outcome(trial: FrozenTrial) -> Any:
     """What a trial's record says of the LLM, but for how long a clipped reply was."""
     record = proposal(trial)
-    said = [(ask.get("problem"), ask.get("error")) for ask in record.get("asks", ())]
+    said = [(ask.get("problem"), ask.get("error")) for ask in record.get("attempts", ())]
     kept = [record.get("failure"), record.get("breaker"), record.get("candidates"), said]
     return json.loads(re.sub(r"has \d+ characters", "has … characters", json.dumps(kept)))
 
@@ -554,7 +554,7 @@ def trials_that_ask(n_trials: int, start: int = 1) -> list[int]:
 
 
 def asked(study: optuna.Study) -> list[int]:
-    return [trial.number for trial in study.trials if records.was_asked(trial)]
+    return [trial.number for trial in study.trials if records.has_own_proposal(trial)]
 
 
 def origins(study: optuna.Study) -> list[str]:

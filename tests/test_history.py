@@ -359,9 +359,9 @@ def start_asking(study: optuna.Study, origin: str | None = None) -> optuna.Trial
     """A running trial that asks, and has its answer if it has an origin."""
     trial = study.ask()
     asking = frozen(study, trial.number)
-    records.mark_asked(study, asking)
+    records.mark_proposal_started(study, asking)
     if origin is not None:
-        records.mark_answered(study, asking, succeeded=origin != "mutation")
+        records.mark_proposal_ended(study, asking, succeeded=origin != "mutation")
         records.set_user_attr(study, asking, "origin", origin)
     return trial
 
@@ -380,7 +380,7 @@ def test_a_trial_that_asked_is_told_whatever_became_of_it(
         study.tell(trial, 1.0 if state == TrialState.COMPLETE else None, state=state)
     study.ask()
     past = history.from_study(study, SPACE, top_k=1)
-    assert past.asks == (history.Ask(1, succeeded),)
+    assert past.proposals == (history.PastProposal(1, succeeded),)
     assert history.from_study(study, SPACE, top_k=1, exclude=2) == past
 
 
@@ -389,11 +389,11 @@ def test_asks_are_told_oldest_first_without_the_trial_that_asks_now() -> None:
     origins = ["llm", None, "mutation", "llm", None]
     for origin in origins:
         start_asking(study, origin)
-    expected = [history.Ask(i, o and o != "mutation") for i, o in enumerate(origins)]
+    expected = [history.PastProposal(i, o and o != "mutation") for i, o in enumerate(origins)]
     for number in range(5):
         past = history.from_study(study, SPACE, top_k=1, exclude=number)
-        assert list(past.asks) == [ask for ask in expected if ask.trial_number != number]
-    assert list(history.from_study(study, SPACE, top_k=1).asks) == expected
+        assert list(past.proposals) == [ask for ask in expected if ask.trial_number != number]
+    assert list(history.from_study(study, SPACE, top_k=1).proposals) == expected
 
 
 def retried(study: optuna.Study, trial: optuna.Trial) -> optuna.Trial:
@@ -409,15 +409,15 @@ def test_a_trial_that_is_run_again_after_a_crash_did_not_ask(
 ) -> None:
     study = optuna.create_study(storage=storage)
     first = start_asking(study, origin)
-    once = history.from_study(study, SPACE, top_k=1).asks
+    once = history.from_study(study, SPACE, top_k=1).proposals
     again = retried(study, first)
     assert frozen(study, again.number).system_attrs["failed_trial"] == first.number
-    assert history.from_study(study, SPACE, top_k=1).asks == once
+    assert history.from_study(study, SPACE, top_k=1).proposals == once
     third = retried(study, again)
-    assert history.from_study(study, SPACE, top_k=1).asks == once
+    assert history.from_study(study, SPACE, top_k=1).proposals == once
     # Unless it asks itself, as it has to when the first died before it was answered.
-    records.mark_asked(study, frozen(study, third.number))
-    asks = history.from_study(study, SPACE, top_k=1).asks
+    records.mark_proposal_started(study, frozen(study, third.number))
+    asks = history.from_study(study, SPACE, top_k=1).proposals
     assert [ask.trial_number for ask in asks] == [first.number, third.number]
 
 

@@ -199,11 +199,11 @@ def test_mistakes_that_cannot_be_read_are_none(chunk: str) -> None:
 def test_a_mark_of_another_trial_is_none_of_this_one(number: Any) -> None:
     study = optuna.create_study()
     trial = study.ask()
-    assert not records.was_asked(study.trials[0])
+    assert not records.has_own_proposal(study.trials[0])
     trial.storage.set_trial_system_attr(trial._trial_id, "llm_catalyst:asked", number)
-    assert not records.was_asked(study.trials[0])
-    records.mark_asked(study, study.trials[0])
-    assert records.was_asked(study.trials[0])
+    assert not records.has_own_proposal(study.trials[0])
+    records.mark_proposal_started(study, study.trials[0])
+    assert records.has_own_proposal(study.trials[0])
 
 
 def test_nan_never_reaches_a_storage() -> None:

@@ -472,7 +472,7 @@ def test_the_prompt_asks_for_what_the_arguments_say() -> None:
     assert "Write 7 new prompts" in request.prompt
     assert request.schema["properties"]["prompts"]["minItems"] == 7
     assert sum(f'"{text}"' in request.prompt for text in prompts(study)) == 2
-    assert (request.trial_number, request.call_index) == (3, 0)
+    assert (request.trial_number, request.proposal_index) == (3, 0)
     assert 0 <= request.seed < 2**31
 
 

@@ -18,15 +18,15 @@ from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
-from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import check_sections
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 
 
-_QUESTION = "llm_catalyst:question"
+_SETUP = "llm_catalyst:meta_prompt"
 
 
 @dataclass(frozen=True)
-class Question:
+class MetaPromptSetup:
     """What is needed beside the trials to ask as ``tune`` does.
 
     Attributes:
@@ -35,7 +35,7 @@ class Question:
         n_candidates: How many prompts are asked for.
         top_k: How many of the history are shown.
         max_tokens: How long the meta-prompt may be; None for no limit.
-        briefing: What else it tells.
+        options: What else it tells.
     """
 
     model: str
@@ -43,23 +43,23 @@ class Question:
     n_candidates: int
     top_k: int
     max_tokens: int | None
-    briefing: Briefing
+    options: MetaPromptOptions
 
 
-def save_question(study: optuna.Study, question: Question) -> None:
+def save_meta_prompt_setup(study: optuna.Study, setup: MetaPromptSetup) -> None:
     """Keeps it on the study; written by the process that opens it, never inside a trial."""
-    study.set_user_attr(_QUESTION, asdict(question))
+    study.set_user_attr(_SETUP, asdict(setup))
 
 
-def load_question(study: optuna.Study) -> Question:
+def load_meta_prompt_setup(study: optuna.Study) -> MetaPromptSetup:
     """What the last ``tune`` asks with.
 
     Raises:
         UserError: If the study is none of ``tune``.
     """
     try:
-        saved = dict(study.user_attrs[_QUESTION])
-        return Question(briefing=Briefing(**saved.pop("briefing")), **saved)
+        saved = dict(study.user_attrs[_SETUP])
+        return MetaPromptSetup(options=MetaPromptOptions(**saved.pop("options")), **saved)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"study {study.study_name!r} does not say how it asks: it was not made by this "
@@ -72,16 +72,16 @@ def print_meta_prompt(
 ) -> None:
     """Prints the meta-prompt to stdout and its length to stderr, or both as JSON."""
     study = load_study(storage, study_name)
-    question = load_question(study)
+    setup = load_meta_prompt_setup(study)
     if sections:
         try:
             check_sections(sections)
         except ValueError as error:
             raise UserError(str(error)) from error
-        question = replace(question, briefing=replace(question.briefing, sections=sections))
+        setup = replace(setup, options=replace(setup.options, sections=sections))
     try:
         built = meta_prompt.build(
-            _request(study, question), question.briefing, max_tokens=question.max_tokens
+            _request(study, setup), setup.options, max_tokens=setup.max_tokens
         )
     except BudgetError as error:
         raise UserError(str(error)) from error
@@ -98,10 +98,10 @@ def print_meta_prompt(
     )
 
 
-def _request(study: optuna.Study, question: Question) -> ProposalRequest:
+def _request(study: optuna.Study, setup: MetaPromptSetup) -> ProposalRequest:
     from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
 
-    space = PromptSpace(load_tokenizer(question.model), question.num_virtual_tokens)
+    space = PromptSpace(load_tokenizer(setup.model), setup.num_virtual_tokens)
     number = len(records.all_trials(study))
-    past = history.from_study(study, space, top_k=question.top_k)
-    return ProposalRequest(space, past, question.n_candidates, seed=0, trial_number=number)
+    past = history.from_study(study, space, top_k=setup.top_k)
+    return ProposalRequest(space, past, setup.n_candidates, seed=0, trial_number=number)

@@ -82,7 +82,7 @@ def _proposal_lines(proposal: dict[str, Any]) -> list[str]:
             f"{', '.join(proposal.get('sections', ()))}",
             *_block("meta-prompt", proposal["meta_prompt"]),
         ]
-    for ask in proposal.get("asks", ()):
+    for ask in proposal.get("attempts", ()):
         lines += _ask_lines(ask)
     if "edits" in proposal:
         lines.append(

@@ -24,8 +24,8 @@ from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.llms import LLMOptions
-from optuna_llm_catalyst.cli.meta_prompt import Question
-from optuna_llm_catalyst.cli.meta_prompt import save_question
+from optuna_llm_catalyst.cli.meta_prompt import MetaPromptSetup
+from optuna_llm_catalyst.cli.meta_prompt import save_meta_prompt_setup
 from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.cli.results import print_results
 from optuna_llm_catalyst.cli.studies import check_setup
@@ -104,15 +104,15 @@ def tune(options: TuneOptions, *, as_json: bool) -> int:
     objective, sampler = _build(options, task, proposer if asks else None, progress)
     study = open_study(options.storage, options.study_name, sampler)
     resumed = _resume(study, objective, options, task, console)
-    save_question(
+    save_meta_prompt_setup(
         study,
-        Question(
+        MetaPromptSetup(
             model=options.model,
             num_virtual_tokens=options.num_virtual_tokens,
             n_candidates=options.n_candidates,
             top_k=options.top_k,
             max_tokens=proposer.max_meta_prompt_tokens,
-            briefing=proposer.briefing,
+            options=proposer.options,
         ),
     )
     console.print(report.printable(chosen_llm.line), soft_wrap=True, markup=False)

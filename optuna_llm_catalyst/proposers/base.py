@@ -25,6 +25,10 @@ class ProposalRequest:
         seed: Non-negative 31-bit seed; the same request and seed give the same proposal, as far
             as the proposer can promise that.
         trial_number: The trial that will start from one of them.
+        fixed: Token ids that are given, by position: an enqueued trial or Optuna's
+            ``PartialFixedSampler`` fixed them. Every prompt of the proposal has them.
+        screened: Whether the prompt with the best value before training is taken; else the
+            first one is.
     """
 
     space: PromptSpace
@@ -32,6 +36,8 @@ class ProposalRequest:
     n_candidates: int
     seed: int
     trial_number: int
+    fixed: Mapping[int, int] = field(default_factory=dict)
+    screened: bool = False
 
 
 @dataclass(frozen=True)

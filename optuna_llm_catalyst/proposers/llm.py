@@ -24,9 +24,9 @@ from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.pools import edit_record
-from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.providers import retrying
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
@@ -63,7 +63,7 @@ class LLMProposer:
             ``request`` are always part of it.
         edit_horizon: Stages over which the edit budget of ``pools`` shrinks.
         timeout: Seconds for one proposal: loading the model, retries and re-asks included.
-        max_asks: How often a trial asks at most, because replies are of no use.
+        max_attempts: How often a trial asks at most, because replies are of no use.
         max_tries: How often a request is sent at most, because the way to the LLM fails.
         backoff: Seconds before a request is repeated; doubled each time, with jitter.
     """
@@ -78,7 +78,7 @@ class LLMProposer:
         sections: Sequence[str] = DEFAULT_SECTIONS,
         edit_horizon: int = 20,
         timeout: float = DEFAULT_TIMEOUT_S,
-        max_asks: int = 3,
+        max_attempts: int = 3,
         max_tries: int = 3,
         backoff: float = 1.0,
     ) -> None:
@@ -89,7 +89,7 @@ class LLMProposer:
             raise ValueError("`examples` must be a list of pairs of a text and its label.")
         for name, value, least in (
             ("edit_horizon", edit_horizon, 1),
-            ("max_asks", max_asks, 1),
+            ("max_attempts", max_attempts, 1),
             ("max_tries", max_tries, 1),
             ("backoff", backoff, 0),
         ):
@@ -98,11 +98,11 @@ class LLMProposer:
         if not 0 < timeout < float("inf"):
             raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
         self._provider = provider
-        self.briefing = Briefing(
+        self.options = MetaPromptOptions(
             task_description, tuple(labels), tuple(examples), tuple(sections), edit_horizon
         )
         self._timeout = timeout
-        self._max_asks = max_asks
+        self._max_attempts = max_attempts
         self._max_tries = max_tries
         self._backoff = backoff
 
@@ -118,62 +118,62 @@ class LLMProposer:
         Raises:
             BudgetError: If the instructions alone do not fit into the LLM's context.
         """
-        return meta_prompt.build(request, self.briefing, max_tokens=self.max_meta_prompt_tokens)
+        return meta_prompt.build(request, self.options, max_tokens=self.max_meta_prompt_tokens)
 
     def propose(self, request: ProposalRequest) -> Proposal:
         deadline = time.monotonic() + self._timeout
-        asks: list[dict[str, Any]] = []
+        attempts: list[dict[str, Any]] = []
         details: dict[str, Any] = {"proposer": "llm", "provider": self._provider.name}
         try:
             asked = self.meta_prompt(request)
         except BudgetError as error:
             raise ProposalError(str(error), details) from error
-        details |= asked.facts() | {"meta_prompt": records.clip(asked.text), "asks": asks}
-        verdict = Verdict()
+        details |= asked.facts() | {"meta_prompt": records.clip(asked.text), "attempts": attempts}
+        judged = JudgedReply()
         too_long: tuple[RestartPrompt, ...] = ()
-        while len(asks) < self._max_asks:
+        while len(attempts) < self._max_attempts:
             left = deadline - time.monotonic()
-            if asks and left < _MIN_TIMEOUT_S:
-                problem = f"{verdict.problem}; the {self._timeout:g} s for a proposal are over"
-                verdict = replace(verdict, problem=problem)
+            if attempts and left < _MIN_TIMEOUT_S:
+                problem = f"{judged.problem}; the {self._timeout:g} s for a proposal are over"
+                judged = replace(judged, problem=problem)
                 break
             completion_request = CompletionRequest(
-                prompt=asked.text + _correction(verdict.problem),
+                prompt=asked.text + _correction(judged.problem),
                 schema=reply.schema(request.n_candidates),
-                seed=_seed(request.seed, len(asks)),
+                seed=_seed(request.seed, len(attempts)),
                 trial_number=request.trial_number,
-                call_index=len(request.history.asks),
-                attempt=len(asks),
+                proposal_index=len(request.history.proposals),
+                attempt=len(attempts),
                 timeout=left,
             )
             try:
-                verdict = self._ask(completion_request, request, asks)
+                judged = self._ask(completion_request, request, attempts)
             except Exception as error:  # Providers of third parties raise whatever.
                 # A server may have written it: it goes to logs and terminals.
                 message = records.clip(one_line(str(error)), _MAX_ERROR)
                 problem = f"{type(error).__name__}: {message}"
-                asks.append({"seed": completion_request.seed, "error": message})
-                verdict = replace(verdict, problem=problem)
+                attempts.append({"seed": completion_request.seed, "error": message})
+                judged = replace(judged, problem=problem)
                 break
-            too_long = verdict.too_long or too_long
-            if verdict.usable:
+            too_long = judged.too_long or too_long
+            if judged.usable:
                 break
         # What is too long is cut to the space's length: better than none, and recorded.
-        prompts = verdict.usable + verdict.too_long or too_long
+        prompts = judged.usable + judged.too_long or too_long
         if not prompts:
-            raise ProposalError(verdict.problem, details)
+            raise ProposalError(judged.problem, details)
         prompts = prompts[: request.n_candidates]
         if "pools" in asked.sections:
-            details |= edit_record(request, self.briefing.edit_horizon, prompts)
+            details |= edit_record(request, self.options.edit_horizon, prompts)
         return Proposal(prompts, "llm", details)
 
     def _ask(
         self,
         completion_request: CompletionRequest,
         request: ProposalRequest,
-        asks: list[dict[str, Any]],
-    ) -> Verdict:
-        """One reply, judged; appended to the record of asks."""
+        attempts: list[dict[str, Any]],
+    ) -> JudgedReply:
+        """One reply, judged; appended to the record of attempts."""
         started = time.monotonic()
         completion, n_tries = retrying.complete(
             self._provider,
@@ -183,8 +183,8 @@ class LLMProposer:
         )
         stopped = records.clip(one_line(completion.problem), _MAX_PROBLEM)
         completion = replace(completion, problem=stopped)
-        verdict = judge(completion, request)
-        asks.append(
+        judged = judge(completion, request)
+        attempts.append(
             {
                 **_short(completion.details),
                 "seed": completion_request.seed,
@@ -192,16 +192,16 @@ class LLMProposer:
                 "tries": n_tries,
                 "model": records.clip(completion.model, _MAX_PROBLEM),
                 "reply": records.clip(completion.text),
-                "problem": verdict.problem,
-                "rejected": [list(pair) for pair in verdict.rejected],
+                "problem": judged.problem,
+                "rejected": [list(pair) for pair in judged.rejected],
                 **({"server_problem": completion.problem} if completion.problem else {}),
             }
         )
-        return verdict
+        return judged
 
 
 @dataclass(frozen=True)
-class Verdict:
+class JudgedReply:
     """What a reply is worth.
 
     Attributes:
@@ -217,12 +217,12 @@ class Verdict:
     problem: str = ""
 
 
-def judge(completion: Completion, request: ProposalRequest) -> Verdict:
+def judge(completion: Completion, request: ProposalRequest) -> JudgedReply:
     """Sorts the prompts of a reply into what can be used and what cannot."""
     try:
         texts = reply.parse(completion.text)
     except InvalidReplyError as error:
-        return Verdict(problem=completion.problem or f"{type(error).__name__}: {error}")
+        return JudgedReply(problem=completion.problem or f"{type(error).__name__}: {error}")
     usable: dict[tuple[int, ...], RestartPrompt] = {}
     too_long: dict[tuple[int, ...], RestartPrompt] = {}
     rejected = []
@@ -245,7 +245,7 @@ def judge(completion: Completion, request: ProposalRequest) -> Verdict:
         listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
         problem = f"none of the {len(texts)} prompts can be used as it is: {listed}"
     cut = tuple(prompt for token_ids, prompt in too_long.items() if token_ids not in usable)
-    return Verdict(tuple(usable.values()), cut, tuple(rejected), problem)
+    return JudgedReply(tuple(usable.values()), cut, tuple(rejected), problem)
 
 
 def _short(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.proposers.base import ProposalRequest
-from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 
@@ -60,7 +60,7 @@ class MetaPrompt:
 
 
 def build(
-    request: ProposalRequest, briefing: Briefing, *, max_tokens: int | None = None
+    request: ProposalRequest, options: MetaPromptOptions, *, max_tokens: int | None = None
 ) -> MetaPrompt:
     """The meta-prompt of a request.
 
@@ -69,17 +69,17 @@ def build(
 
     Args:
         request: The history and how many prompts are wanted.
-        briefing: What to tell beside it, and which sections.
+        options: What to tell beside it, and which sections.
         max_tokens: How long it may be, by a conservative count; None for no limit.
 
     Raises:
         BudgetError: If the instructions alone do not fit.
     """
-    names = tuple(name for name in SECTIONS if name in {*briefing.sections, *INSTRUCTIONS})
+    names = tuple(name for name in SECTIONS if name in {*options.sections, *INSTRUCTIONS})
     full: set[str] = set()
     for kept_points, kept_names in _ever_shorter(request, names):
         history = replace(request.history, points=kept_points)
-        texts = {n: SECTIONS[n](replace(request, history=history), briefing) for n in kept_names}
+        texts = {n: SECTIONS[n](replace(request, history=history), options) for n in kept_names}
         shown = tuple(name for name, section in texts.items() if section)
         full = full or set(shown)
         text = "\n\n".join(texts[name] for name in shown)

@@ -26,7 +26,7 @@ _MAX_CONFUSIONS = 6
 
 
 @dataclass(frozen=True)
-class Briefing:
+class MetaPromptOptions:
     """What an LLM is told beside the history, and how.
 
     Attributes:
@@ -45,9 +45,9 @@ class Briefing:
     edit_horizon: int = 20
 
 
-def task(request: ProposalRequest, briefing: Briefing) -> str:
-    described = briefing.task_description.strip() or "(not described)"
-    names = ", ".join(map(one_line, briefing.labels))
+def task(request: ProposalRequest, options: MetaPromptOptions) -> str:
+    described = options.task_description.strip() or "(not described)"
+    names = ", ".join(map(one_line, options.labels))
     labels = f" The labels are: {names}." if names else ""
     return (
         "You plan restarts for prompt tuning. A short prompt starts a round of gradient descent "
@@ -57,13 +57,13 @@ def task(request: ProposalRequest, briefing: Briefing) -> str:
     )
 
 
-def examples(request: ProposalRequest, briefing: Briefing) -> str:
+def examples(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Texts of the task; there are none unless the user shares them."""
-    lines = [f"- {_quoted(_cut(text))} → {one_line(label)}" for text, label in briefing.examples]
+    lines = [f"- {_quoted(_cut(text))} → {one_line(label)}" for text, label in options.examples]
     return _titled("Examples of the task:", lines)
 
 
-def mistakes(request: ProposalRequest, briefing: Briefing) -> str:
+def mistakes(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """What the best stage gets wrong."""
     best = next(iter(request.history.stages), None)
     if best is None or best.mistakes is None:
@@ -73,7 +73,7 @@ def mistakes(request: ProposalRequest, briefing: Briefing) -> str:
         for c in best.mistakes.confusions[:_MAX_CONFUSIONS]
     ]
     # A study may hold texts from when examples were shared.
-    shared = best.mistakes.texts if briefing.examples else ()
+    shared = best.mistakes.texts if options.examples else ()
     lines += [
         f"- {_quoted(_cut(t.text))} is {one_line(t.label)}, taken for {one_line(t.predicted)}"
         for t in shared
@@ -81,7 +81,7 @@ def mistakes(request: ProposalRequest, briefing: Briefing) -> str:
     return _titled("What the best prompt still gets wrong after training:", lines)
 
 
-def signals(request: ProposalRequest, briefing: Briefing) -> str:
+def signals(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Which way training moved the best stages' virtual tokens, and swaps that it measured."""
     known, name = request.space.word_ids, _name(request.history.minimize)
     lines = []
@@ -101,13 +101,13 @@ def signals(request: ProposalRequest, briefing: Briefing) -> str:
     return _titled(title, lines)
 
 
-def direction_facts(request: ProposalRequest, briefing: Briefing) -> str:
+def direction_facts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Which way past stages moved the loss."""
     lines = [f"- {fact}" for fact in directions.facts(request.history, request.space)]
     return _titled("What the finished stages show:", lines)
 
 
-def ranked_prompts(request: ProposalRequest, briefing: Briefing) -> str:
+def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """The best prompts, worst first and best last: where a model reads them best, and where an
     over-long prompt is cut last (the paper's order; arXiv 2405.19732)."""
     past = request.history
@@ -128,19 +128,19 @@ def ranked_prompts(request: ProposalRequest, briefing: Briefing) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def in_flight(request: ProposalRequest, briefing: Briefing) -> str:
+def in_flight(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """What parallel trials try now."""
     lines = [f"- {_shown(prompt, request)}" for prompt in request.history.in_flight]
     return _titled("Being tried right now by other workers, do not repeat:", lines)
 
 
-def pools(request: ProposalRequest, briefing: Briefing) -> str:
+def pools(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """One part of the candidates refines the best, within an edit budget, the other explores
     (LEO's two pools, arXiv 2403.02054; GPO's step size, arXiv 2402.17564)."""
     stages = request.history.stages
     if not stages:
         return ""
-    n_refining, limit = n_refined(request), edit_budget(request, briefing.edit_horizon)
+    n_refining, limit = n_refined(request), edit_budget(request, options.edit_horizon)
     lines = [
         f"- The first {n_refining} should refine the best prompt, "
         f"{_shown(stages[0].prompt, request)}: change at most {limit} of its words."
@@ -153,7 +153,7 @@ def pools(request: ProposalRequest, briefing: Briefing) -> str:
     return _titled("How far to go:", lines)
 
 
-def wanted(request: ProposalRequest, briefing: Briefing) -> str:
+def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """How many prompts of how many tokens, and the form of the answer."""
     length = request.space.num_virtual_tokens
     prompts = "prompt" if request.n_candidates == 1 else "prompts"
@@ -167,7 +167,7 @@ def wanted(request: ProposalRequest, briefing: Briefing) -> str:
     )
 
 
-Section = Callable[[ProposalRequest, Briefing], str]
+Section = Callable[[ProposalRequest, MetaPromptOptions], str]
 
 #: All sections in the order in which they are sent.
 SECTIONS: dict[str, Section] = {

@@ -23,18 +23,20 @@ class CompletionRequest:
         schema: JSON schema that the reply shall follow; a hint, never a guarantee.
         seed: Non-negative 31-bit sampling seed.
         trial_number: The trial for which it is asked.
-        call_index: How many trials of the study asked before.
+        proposal_index: How many trials of the study asked before.
         attempt: How often this trial asked before, because a reply could not be used.
         timeout: Seconds after which the provider must have answered or given up.
+        max_tokens: Tokens that a reply needs at most; a provider's own limit may be lower.
     """
 
     prompt: str
     schema: Mapping[str, Any]
     seed: int
     trial_number: int = 0
-    call_index: int = 0
+    proposal_index: int = 0
     attempt: int = 0
     timeout: float = DEFAULT_TIMEOUT_S
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)

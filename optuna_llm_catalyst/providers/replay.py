@@ -49,12 +49,12 @@ class ReplayProvider:
     def complete(self, request: CompletionRequest) -> Completion:
         row = self._by_trial.get((request.trial_number, request.attempt))
         # In a list there is one reply a trial: its later attempts have none.
-        if row is None and request.attempt == 0 and request.call_index < len(self._in_order):
-            row = self._in_order[request.call_index]
+        if row is None and request.attempt == 0 and request.proposal_index < len(self._in_order):
+            row = self._in_order[request.proposal_index]
         if row is None:
             raise ProviderError(
                 f"{self._source} has no reply to attempt {request.attempt} of trial "
-                f"{request.trial_number}, which is the study's request {request.call_index}"
+                f"{request.trial_number}, which is the study's request {request.proposal_index}"
             )
         if "error" in row:
             raise ProviderError(row["error"])

@@ -59,7 +59,7 @@ def test_the_replies_prompts_are_the_restarts_of_the_study(
         assert trial.user_attrs["origin"] == "llm"
         assert trial.user_attrs["prompt"] == min(proposed, key=scores.__getitem__)
         assert trial.user_attrs["llm_tokens"] == 150
-        assert proposal["asks"][0]["digest"] == server.digest("gemma3:4b")
+        assert proposal["attempts"][0]["digest"] == server.digest("gemma3:4b")
         assert proposal["meta_prompt"] == chat["messages"][0]["content"]
 
 

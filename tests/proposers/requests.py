@@ -13,14 +13,14 @@ from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.history import Outcome
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.proposers import ProposalRequest
-from optuna_llm_catalyst.proposers.sections import Briefing
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from tests.toy_stage import texts
 
 
 ALL_SECTIONS = tuple(SECTIONS)
 #: Everything that an LLM can be told.
-FULL_BRIEFING = Briefing(
+FULL_BRIEFING = MetaPromptOptions(
     "Sort customer messages by what they are about.",
     labels=("billing", "delivery"),
     examples=[("My card was charged twice.", "billing"), ("Where is it?", "delivery")],

@@ -20,15 +20,15 @@ import pytest
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import ProviderError
 from optuna_llm_catalyst import ReplayProvider
-from optuna_llm_catalyst.history import Ask
+from optuna_llm_catalyst.history import PastProposal
 from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import Proposal
 from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.llm import judge
-from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
@@ -44,8 +44,10 @@ from tests.toy_stage import word_space
 
 
 SPACE = word_space(3)
-ASKS = tuple(Ask(number, True) for number in range(5))
-HISTORY = history_of(SPACE, [("calm answer quick", 0.1)], in_flight=["meadow"], asks=ASKS)
+PAST_PROPOSALS = tuple(PastProposal(number, True) for number in range(5))
+HISTORY = history_of(
+    SPACE, [("calm answer quick", 0.1)], in_flight=["meadow"], proposals=PAST_PROPOSALS
+)
 REQUEST = request_of(SPACE, HISTORY, seed=11, trial_number=9)
 USABLE = good_reply("silver river stone")
 TOO_LONG = good_reply("silver river stone glass")
@@ -85,7 +87,7 @@ def ask(
     proposal = LLMProposer(provider, "Sort messages.", **{"backoff": 0, **options}).propose(
         request
     )
-    return proposal, proposal.details["asks"]
+    return proposal, proposal.details["attempts"]
 
 
 def fail(
@@ -97,7 +99,9 @@ def fail(
 
 
 def meta(request: ProposalRequest = REQUEST) -> meta_prompt.MetaPrompt:
-    return meta_prompt.build(request, Briefing("Sort messages.", sections=DEFAULT_SECTIONS))
+    return meta_prompt.build(
+        request, MetaPromptOptions("Sort messages.", sections=DEFAULT_SECTIONS)
+    )
 
 
 # One reply.
@@ -113,7 +117,7 @@ def test_the_provider_is_asked_once_with_all_it_needs() -> None:
         schema=reply.schema(2),
         seed=11,
         trial_number=9,
-        call_index=5,
+        proposal_index=5,
         attempt=0,
         timeout=60,
     )
@@ -167,16 +171,16 @@ def test_no_more_candidates_are_taken_than_were_wanted() -> None:
 def test_what_cannot_be_used_as_it_is_is_told_with_its_reason(
     texts: list[str], prompts: list[str], rejected: list[tuple[str, str]]
 ) -> None:
-    verdict = judge(Completion(good_reply(*texts), "m"), REQUEST)
-    assert list(verdict.rejected) == rejected
-    assert [p.text for p in verdict.usable + verdict.too_long] == prompts
+    judged = judge(Completion(good_reply(*texts), "m"), REQUEST)
+    assert list(judged.rejected) == rejected
+    assert [p.text for p in judged.usable + judged.too_long] == prompts
     if prompts:
-        proposal, asks = ask(script(good_reply(*texts)), max_asks=1)
+        proposal, asks = ask(script(good_reply(*texts)), max_attempts=1)
         assert [p.text for p in proposal.prompts] == prompts
         assert asks[0]["rejected"] == [list(pair) for pair in rejected]
     else:
-        message, details = fail(script(good_reply(*texts)), max_asks=1)
-        assert details["asks"][0]["rejected"] == [list(pair) for pair in rejected]
+        message, details = fail(script(good_reply(*texts)), max_attempts=1)
+        assert details["attempts"][0]["rejected"] == [list(pair) for pair in rejected]
         assert rejected[0][1] in message
 
 
@@ -187,14 +191,14 @@ PIECES = st.lists(st.sampled_from(["calm", "answer", "quick", "meadow", "qqq"]),
 def test_every_prompt_of_a_reply_is_usable_too_long_or_rejected_with_a_reason(
     rows: list[str],
 ) -> None:
-    verdict = judge(Completion(good_reply(*rows), "m"), REQUEST)
-    assert all(p.n_truncated == 0 for p in verdict.usable)
-    assert all(p.n_truncated > 0 for p in verdict.too_long)
-    found = [p.token_ids for p in verdict.usable], [p.token_ids for p in verdict.too_long]
+    judged = judge(Completion(good_reply(*rows), "m"), REQUEST)
+    assert all(p.n_truncated == 0 for p in judged.usable)
+    assert all(p.n_truncated > 0 for p in judged.too_long)
+    found = [p.token_ids for p in judged.usable], [p.token_ids for p in judged.too_long]
     assert all(len(set(ids)) == len(ids) for ids in found)
     assert REQUEST.history.tried.isdisjoint(found[0] + found[1])
-    assert bool(verdict.usable) is (verdict.problem == "")
-    unused = {text for text, _ in verdict.rejected}
+    assert bool(judged.usable) is (judged.problem == "")
+    unused = {text for text, _ in judged.rejected}
     for text in filter(None, rows):
         prompt_ids = SPACE.from_text(text).token_ids if set(text.split()) - {"qqq"} else ()
         assert (prompt_ids in found[0] and text not in unused) or text in unused
@@ -212,7 +216,7 @@ def test_the_record_tells_how_a_proposal_came_about() -> None:
         "provider": "script:test",
         **meta().facts(),
         "meta_prompt": meta().text,
-        "asks": [
+        "attempts": [
             {
                 "digest": "abc",
                 "prompt_tokens": 12,
@@ -232,7 +236,7 @@ def test_the_record_tells_how_a_proposal_came_about() -> None:
 def test_a_problem_that_the_server_tells_is_recorded_whatever_the_reply_is_worth(
     answer: str,
 ) -> None:
-    _, asks = ask(script(Completion(answer, "m", problem="the reply was cut")), max_asks=1)
+    _, asks = ask(script(Completion(answer, "m", problem="the reply was cut")), max_attempts=1)
     assert len(asks) == 1
     assert asks[0]["server_problem"] == "the reply was cut"
     assert (asks[0]["problem"] == "the reply was cut") is (answer == USABLE)
@@ -249,7 +253,7 @@ def test_what_a_provider_tells_does_not_hide_what_was_seen() -> None:
 def test_a_reply_too_long_to_keep_is_clipped_in_the_record(answer: str) -> None:
     text = answer + " " * MAX_TEXT
     _, details = fail(script(text))
-    for row in details["asks"]:
+    for row in details["attempts"]:
         assert len(row["reply"]) < MAX_TEXT + 100
         assert row["reply"].endswith("characters cut]")
 
@@ -268,7 +272,7 @@ def recorded(asks: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("answers", "max_asks", "n_asks"),
+    ("answers", "max_attempts", "n_asks"),
     [
         ((USABLE,), 3, 1),
         ((CHAT, USABLE), 3, 2),
@@ -279,24 +283,24 @@ def recorded(asks: list[dict[str, Any]]) -> list[str]:
     ],
 )
 def test_asks_stop_at_the_first_reply_that_is_of_use(
-    answers: tuple[Answer, ...], max_asks: int, n_asks: int
+    answers: tuple[Answer, ...], max_attempts: int, n_asks: int
 ) -> None:
     provider = script(*answers, CHAT)
-    proposal, asks = ask(provider, max_asks=max_asks)
+    proposal, asks = ask(provider, max_attempts=max_attempts)
     assert [p.text for p in proposal.prompts] == ["silver river stone"]
     assert len(asks) == n_asks
     assert len(provider.asked) == len(answers)
     assert asks[-1]["reply"] == USABLE
 
 
-@pytest.mark.parametrize("max_asks", [1, 2, 5])
-def test_asks_stop_at_their_number(max_asks: int) -> None:
+@pytest.mark.parametrize("max_attempts", [1, 2, 5])
+def test_asks_stop_at_their_number(max_attempts: int) -> None:
     provider = script(CHAT)
-    message, details = fail(provider, max_asks=max_asks)
+    message, details = fail(provider, max_attempts=max_attempts)
     assert "InvalidReplyError: the reply has no object" in message
-    assert len(provider.asked) == len(details["asks"]) == max_asks
-    assert [asked.attempt for asked in provider.asked] == list(range(max_asks))
-    assert [row["reply"] for row in details["asks"]] == [CHAT] * max_asks
+    assert len(provider.asked) == len(details["attempts"]) == max_attempts
+    assert [asked.attempt for asked in provider.asked] == list(range(max_attempts))
+    assert [row["reply"] for row in details["attempts"]] == [CHAT] * max_attempts
 
 
 @pytest.mark.parametrize(
@@ -312,7 +316,7 @@ def test_a_way_that_fails_is_tried_again_only_if_it_may_help(
     assert ("tried" in message) is (n_tries > 1)
     assert len(provider.asked) == n_tries
     assert len({(asked.prompt, asked.seed) for asked in provider.asked}) == 1
-    assert len(details["asks"]) == 1
+    assert len(details["attempts"]) == 1
     assert details["meta_prompt"] == meta().text
 
 
@@ -320,7 +324,7 @@ def test_a_way_that_fails_after_a_reply_of_no_use_ends_the_asking() -> None:
     provider = script(CHAT, DEAD, USABLE)
     message, details = fail(provider)
     assert message == "ProviderError: the line is dead"
-    assert recorded(details["asks"]) == ["InvalidReplyError", "the line is dead"]
+    assert recorded(details["attempts"]) == ["InvalidReplyError", "the line is dead"]
 
 
 def test_a_retry_is_the_same_request_and_a_new_ask_another_one() -> None:
@@ -342,7 +346,7 @@ def test_seeds_of_later_asks_derive_from_the_first(seed: int) -> None:
     runs = []
     for _ in range(2):
         provider = script(CHAT)
-        fail(provider, replace(REQUEST, seed=seed), max_asks=4)
+        fail(provider, replace(REQUEST, seed=seed), max_attempts=4)
         runs.append([asked.seed for asked in provider.asked])
     assert runs[0] == runs[1]
     assert runs[0][0] == seed
@@ -389,19 +393,19 @@ def test_only_the_last_problem_is_told() -> None:
 def test_asks_stop_when_the_time_is_over(seconds: float) -> None:
     provider = script(CHAT, seconds=seconds)
     started = time.monotonic()
-    message, details = fail(provider, timeout=0.2, max_asks=100)
+    message, details = fail(provider, timeout=0.2, max_attempts=100)
     assert time.monotonic() - started < 10
     assert 1 <= len(provider.asked) <= 4
     assert message.startswith("InvalidReplyError")
     assert message.endswith("; the 0.2 s for a proposal are over")
-    assert len(details["asks"]) == len(provider.asked)
+    assert len(details["attempts"]) == len(provider.asked)
     assert all(0 < asked.timeout <= 0.2 for asked in provider.asked)
 
 
 def test_pauses_and_retries_count_for_the_time_as_well() -> None:
     provider = script(CHAT, TRANSIENT)
     started = time.monotonic()
-    message, _ = fail(provider, timeout=0.3, backoff=0.2, max_tries=50, max_asks=50)
+    message, _ = fail(provider, timeout=0.3, backoff=0.2, max_tries=50, max_attempts=50)
     assert time.monotonic() - started < 10
     assert message.startswith("ProviderError: the line is busy")
     assert len(provider.asked) <= 4
@@ -427,7 +431,7 @@ def test_however_little_time_there_is_it_asks_once() -> None:
     ],
 )
 def test_prompts_that_had_to_be_cut_are_the_last_resort(answers: tuple[Answer, ...]) -> None:
-    proposal, asks = ask(script(*answers), max_asks=3)
+    proposal, asks = ask(script(*answers), max_attempts=3)
     assert len(asks) >= 2
     (prompt,) = proposal.prompts
     assert (prompt.text, prompt.n_truncated) == ("silver river stone", 1)
@@ -466,15 +470,15 @@ def test_whatever_a_provider_raises_is_a_failure_that_tells_what_was_asked(
     assert reason == message
     assert details["meta_prompt"] == meta().text
     assert details["provider"] == "script:test"
-    assert len(details["asks"]) == n_replies + 1
-    assert details["asks"][-1]["error"] == message.partition(": ")[2]
-    assert isinstance(details["asks"][-1]["seed"], int)
+    assert len(details["attempts"]) == n_replies + 1
+    assert details["attempts"][-1]["error"] == message.partition(": ")[2]
+    assert isinstance(details["attempts"][-1]["seed"], int)
     json.dumps(details, allow_nan=False)
 
 
 def test_an_error_of_a_provider_is_clipped_in_the_record() -> None:
     reason, details = fail(script(RuntimeError("x" * 10 * MAX_TEXT)))
-    assert len(json.dumps(details["asks"])) < 2 * MAX_TEXT
+    assert len(json.dumps(details["attempts"])) < 2 * MAX_TEXT
     assert len(reason) < 2 * MAX_TEXT
 
 
@@ -564,7 +568,7 @@ def test_a_context_too_short_for_the_instructions_is_a_failure_and_nobody_is_ask
         ({"sections": "task"}, "`sections` must be a list of names among task, .*, got 'task'"),
         ({"sections": ["task", "tasks"]}, "`sections` must be a list of names among task, "),
         ({"edit_horizon": 0}, "`edit_horizon` must be at least 1, got 0"),
-        ({"max_asks": 0}, "`max_asks` must be at least 1, got 0"),
+        ({"max_attempts": 0}, "`max_attempts` must be at least 1, got 0"),
         ({"max_tries": 0}, "`max_tries` must be at least 1, got 0"),
         ({"backoff": -0.1}, "`backoff` must be at least 0, got -0.1"),
         ({"backoff": math.nan}, "`backoff` must be at least 0, got nan"),
@@ -604,8 +608,8 @@ def test_what_the_llm_is_briefed_with_is_what_it_is_told() -> None:
         sections=list(reversed(ALL_SECTIONS)),
         edit_horizon=3,
     )
-    briefing = replace(FULL_BRIEFING, task_description="Sort messages.", edit_horizon=3)
-    assert provider.asked[0].prompt == meta_prompt.build(FULL, briefing).text
+    options = replace(FULL_BRIEFING, task_description="Sort messages.", edit_horizon=3)
+    assert provider.asked[0].prompt == meta_prompt.build(FULL, options).text
 
 
 @pytest.mark.parametrize(
@@ -621,15 +625,15 @@ def test_a_copy_proposes_the_same(copied: Callable[[LLMProposer], LLMProposer]) 
         twin._provider = script(*rows)  # type: ignore[attr-defined]
     one, two = (each.propose(copy.deepcopy(FULL)) for each in (proposer, twin))
     for proposal in (one, two):
-        for row in proposal.details["asks"]:
+        for row in proposal.details["attempts"]:
             del row["seconds"]
     assert one == two
-    assert len(one.details["asks"]) == 3
+    assert len(one.details["attempts"]) == 3
 
 
 def test_a_proposal_leaves_nothing_behind() -> None:
     proposer = LLMProposer(ReplayProvider([USABLE]))
-    request = replace(REQUEST, history=replace(HISTORY, asks=()))
+    request = replace(REQUEST, history=replace(HISTORY, proposals=()))
     before = pickle.dumps(proposer)
     first = proposer.propose(request)
     assert pickle.dumps(proposer) == before
@@ -638,10 +642,10 @@ def test_a_proposal_leaves_nothing_behind() -> None:
 
 def test_replies_in_a_list_are_one_for_each_trial_that_asks() -> None:
     provider = ReplayProvider([CHAT, USABLE])
-    first, second = (replace(HISTORY, asks=ASKS[:n]) for n in (0, 1))
+    first, second = (replace(HISTORY, proposals=PAST_PROPOSALS[:n]) for n in (0, 1))
     message, details = fail(provider, replace(REQUEST, history=first))
     assert "list has no reply to attempt 1 of trial 9" in message
-    assert details["asks"][0]["reply"] == CHAT
+    assert details["attempts"][0]["reply"] == CHAT
     proposal, _ = ask(provider, replace(REQUEST, history=second))
     assert [p.text for p in proposal.prompts] == ["silver river stone"]
 

@@ -14,9 +14,9 @@ from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
-from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS
@@ -32,11 +32,11 @@ from tests.toy_stage import word_space
 
 SPACE = word_space(3)
 TASK = "Sort customer messages by what they are about."
-BRIEFING = Briefing(TASK, sections=DEFAULT_SECTIONS)
+BRIEFING = MetaPromptOptions(TASK, sections=DEFAULT_SECTIONS)
 
 
-def text_of(request: ProposalRequest, briefing: Briefing = BRIEFING) -> str:
-    return meta_prompt.build(request, briefing).text
+def text_of(request: ProposalRequest, options: MetaPromptOptions = BRIEFING) -> str:
+    return meta_prompt.build(request, options).text
 
 
 # The wording.
@@ -135,9 +135,9 @@ def built(
     history: History, names: tuple[str, ...], max_tokens: int | None = None
 ) -> MetaPrompt | None:
     """The meta-prompt; None if the instructions do not fit."""
-    briefing = replace(FULL_BRIEFING, sections=names)
+    options = replace(FULL_BRIEFING, sections=names)
     try:
-        return meta_prompt.build(request_of(SPACE, history), briefing, max_tokens=max_tokens)
+        return meta_prompt.build(request_of(SPACE, history), options, max_tokens=max_tokens)
     except BudgetError:
         return None
 
@@ -174,9 +174,9 @@ def test_the_instructions_are_whole_or_refused(history: History, names: tuple[st
 
 
 def test_a_task_too_long_to_be_sent_says_what_to_do() -> None:
-    briefing = Briefing("word " * 500)
+    options = MetaPromptOptions("word " * 500)
     with pytest.raises(BudgetError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
-        meta_prompt.build(request_of(SPACE), briefing, max_tokens=512)
+        meta_prompt.build(request_of(SPACE), options, max_tokens=512)
 
 
 @given(history=HISTORIES, names=NAMES, extra=st.integers(0, 100))

@@ -27,9 +27,9 @@ from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import sections
 from optuna_llm_catalyst.proposers.pools import edit_budget
 from optuna_llm_catalyst.proposers.pools import n_refined
-from optuna_llm_catalyst.proposers.sections import Briefing
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
+from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from tests.proposers.requests import ALL_SECTIONS
 from tests.proposers.requests import FULL_BRIEFING
@@ -54,9 +54,11 @@ UNICODE_LINES = ("calm\x85quick", "calm\u2028quick", "calm\u2029quick")
 
 
 def text_of(
-    names: tuple[str, ...], request: ProposalRequest = FULL, briefing: Briefing = FULL_BRIEFING
+    names: tuple[str, ...],
+    request: ProposalRequest = FULL,
+    options: MetaPromptOptions = FULL_BRIEFING,
 ) -> str:
-    return meta_prompt.build(request, replace(briefing, sections=names)).text
+    return meta_prompt.build(request, replace(options, sections=names)).text
 
 
 def with_point(**fields: Any) -> ProposalRequest:
@@ -126,7 +128,7 @@ def test_a_section_is_pure(name: str) -> None:
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_section_without_anything_to_say_is_empty(name: str) -> None:
-    text = SECTIONS[name](request_of(SPACE), Briefing())
+    text = SECTIONS[name](request_of(SPACE), MetaPromptOptions())
     assert text == ("No prompt has been tried yet." if name == "ranked_prompts" else "")
 
 
@@ -137,7 +139,7 @@ def test_texts_of_the_task_are_in_it_only_if_they_are_shared() -> None:
     secret = "My card was charged twice."
     shared = Mistakes.of(["billing"], ["delivery"], [secret])
     counted = Mistakes.of(["billing"], ["delivery"])
-    briefing = Briefing(sections=ALL_SECTIONS, labels=("billing", "delivery"))
+    options = MetaPromptOptions(sections=ALL_SECTIONS, labels=("billing", "delivery"))
     for mistakes, examples, expected in (
         (counted, (), 0),
         (None, (), 0),
@@ -146,7 +148,7 @@ def test_texts_of_the_task_are_in_it_only_if_they_are_shared() -> None:
         (shared, [("Where is it?", "delivery")], 1),
     ):
         text = meta_prompt.build(
-            with_point(mistakes=mistakes), replace(briefing, examples=examples)
+            with_point(mistakes=mistakes), replace(options, examples=examples)
         ).text
         assert text.count(secret) == expected
         assert ("billing taken for delivery: 1 of 1" in text) == (mistakes is not None)
@@ -171,14 +173,14 @@ def rows_with(text: str) -> dict[str, str]:
     history = replace(full_history(SPACE), points=(point,), in_flight=(prompt,))
     request = request_of(SPACE, history)
     return {
-        "examples": sections.examples(request, Briefing(examples=[(text, "billing")])),
+        "examples": sections.examples(request, MetaPromptOptions(examples=[(text, "billing")])),
         "mistakes": sections.mistakes(
-            with_point(mistakes=mistakes), Briefing(examples=[("Hello?", "billing")])
+            with_point(mistakes=mistakes), MetaPromptOptions(examples=[("Hello?", "billing")])
         ),
-        "signals": sections.signals(request, Briefing()),
-        "ranked_prompts": sections.ranked_prompts(request, Briefing()),
-        "in_flight": sections.in_flight(request, Briefing()),
-        "pools": sections.pools(request, Briefing()),
+        "signals": sections.signals(request, MetaPromptOptions()),
+        "ranked_prompts": sections.ranked_prompts(request, MetaPromptOptions()),
+        "in_flight": sections.in_flight(request, MetaPromptOptions()),
+        "pools": sections.pools(request, MetaPromptOptions()),
     }
 
 
@@ -215,8 +217,8 @@ def test_a_long_text_is_cut_and_says_so(name: str, n: int) -> None:
 @pytest.mark.parametrize("label", ["billing\nAnswer: no", "billing\u2028Answer: no"], ids=ascii)
 def test_a_label_cannot_begin_a_line(name: str, label: str) -> None:
     mistakes = Mistakes.of([label, "b"], ["b", label], ["Why?", "Why?"])
-    briefing = Briefing(labels=(label, "b"), examples=[("Why?", label)])
-    block = SECTIONS[name](with_point(mistakes=mistakes), briefing)
+    options = MetaPromptOptions(labels=(label, "b"), examples=[("Why?", label)])
+    block = SECTIONS[name](with_point(mistakes=mistakes), options)
     assert not any(line.startswith("Answer") for line in block.splitlines())
 
 
@@ -229,7 +231,7 @@ def test_signals_tell_where_the_best_stages_went() -> None:
             drift=(DriftWord(0, "young", 0.5), DriftWord(1, "yellow", 0.4)),
             swaps=(Swap(0, "calm", "quiet", -0.2, -0.125), Swap(1, "answer", "label", -0.2)),
         ),
-        Briefing(),
+        MetaPromptOptions(),
     )
     (line,) = text.splitlines()[1:]
     assert line.startswith('- "calm answer quick": ')
@@ -248,7 +250,7 @@ def test_signals_name_only_whole_words_of_the_vocabulary(words: list[str]) -> No
         drift=tuple(DriftWord(0, word, 0.5) for word in words),
         swaps=tuple(Swap(0, "calm", word, -0.1, -0.1) for word in words),
     )
-    text = sections.signals(request, Briefing())
+    text = sections.signals(request, MetaPromptOptions())
     assert ("quiet" in text) is ("quiet" in words)
     for word in words:
         assert word == "quiet" or f"calm → {word}" not in text
@@ -263,7 +265,7 @@ def test_a_token_that_a_swap_would_replace_is_quoted_or_left_out_unless_it_is_a_
     request = with_point(
         swaps=(Swap(0, old, "quiet", -0.1, -0.1), Swap(1, "answer", "label", -0.1, -0.1))
     )
-    text = sections.signals(request, Briefing())
+    text = sections.signals(request, MetaPromptOptions())
     assert "answer → label" in text
     assert len(text.splitlines()) == 2
     assert f": {old} → " not in text
@@ -274,7 +276,9 @@ def test_signals_are_those_of_a_few_stages_and_a_few_words_each() -> None:
     words = "amber bread carry clear cloud copper dance".split()
     drift = tuple(DriftWord(0, word, 0.5) for word in words)
     points = tuple(replace(point, drift=drift, swaps=()) for point in history.points)
-    text = sections.signals(request_of(SPACE, replace(history, points=points)), Briefing())
+    text = sections.signals(
+        request_of(SPACE, replace(history, points=points)), MetaPromptOptions()
+    )
     lines = text.splitlines()[1:]
     prompts = [point.prompt.text for point in points[:3]]
     assert [line.split('"')[1] for line in lines] == prompts
@@ -318,14 +322,14 @@ def test_the_edit_budget_shrinks_from_all_words_to_a_fifth(
 @given(n_candidates=st.integers(1, 20), n_finished=st.integers(0, 30))
 def test_the_pools_add_up_to_the_candidates(n_candidates: int, n_finished: int) -> None:
     request = at(n_finished, 5, n_candidates)
-    briefing = Briefing(edit_horizon=20)
-    lines = sections.pools(request, briefing).splitlines()[1:]
+    options = MetaPromptOptions(edit_horizon=20)
+    lines = sections.pools(request, options).splitlines()[1:]
     numbers = [int(word) for line in lines for word in line.split(":")[0].split() if is_int(word)]
     assert sum(numbers) == n_candidates
     assert numbers[0] == n_refined(request) >= 1
     assert 0 <= numbers[0] - sum(numbers[1:]) <= 1
     assert '"calm answer quick"' in lines[0]  # Without its padding.
-    assert f"at most {edit_budget(request, briefing.edit_horizon)} " in lines[0]
+    assert f"at most {edit_budget(request, options.edit_horizon)} " in lines[0]
 
 
 def is_int(word: str) -> bool:
@@ -334,7 +338,7 @@ def is_int(word: str) -> bool:
 
 def test_without_a_stage_there_is_no_best_to_refine() -> None:
     point = HistoryPoint(SPACE.from_text("calm"), "candidate", 0, 0.5)
-    assert sections.pools(request_of(SPACE, History(points=(point,))), Briefing()) == ""
+    assert sections.pools(request_of(SPACE, History(points=(point,))), MetaPromptOptions()) == ""
 
 
 # The rest of what is said.
@@ -342,7 +346,7 @@ def test_without_a_stage_there_is_no_best_to_refine() -> None:
 
 @pytest.mark.parametrize("length", [1, 3, 11])
 def test_the_request_states_the_token_budget(length: int) -> None:
-    text = sections.wanted(request_of(word_space(length), n_candidates=6), Briefing())
+    text = sections.wanted(request_of(word_space(length), n_candidates=6), MetaPromptOptions())
     assert "Write 6 new prompts" in text
     assert f"cut at {length} tokens" in text
     assert f"at most {length} short words" in text
@@ -357,7 +361,7 @@ def test_directions_are_what_the_outcomes_show() -> None:
         )
     )
     request = request_of(SPACE, History(outcomes=outcomes))
-    text = sections.direction_facts(request, Briefing())
+    text = sections.direction_facts(request, MetaPromptOptions())
     assert '- replacing "quick" by "topic"' in text
     assert "-0.250" in text
     assert len(text.splitlines()) == 3
@@ -375,14 +379,16 @@ def test_the_space_of_any_tokenizer_will_do() -> None:
 
     space = PromptSpace(Letters(), 4)
     history = history_of(space, [("abcd", 0.5), ("abce", 0.25)])
-    assert '"abcd"' in text_of(ALL_SECTIONS, request_of(space, history), Briefing())
+    assert '"abcd"' in text_of(ALL_SECTIONS, request_of(space, history), MetaPromptOptions())
 
 
 def test_prompts_that_were_not_trained_stand_apart_from_those_that_were() -> None:
     history = full_history(SPACE, 2)
     candidate = HistoryPoint(SPACE.from_text("silver river"), "candidate", 0, 0.001)
     points = (*history.points, candidate)
-    text = sections.ranked_prompts(request_of(SPACE, replace(history, points=points)), Briefing())
+    text = sections.ranked_prompts(
+        request_of(SPACE, replace(history, points=points)), MetaPromptOptions()
+    )
     apart, trained = text.split("\n\n")
     assert apart.startswith("Prompts that were not trained, worst first, best last")
     assert '- "silver river": loss 0.001 without training' in apart
@@ -396,4 +402,4 @@ def test_prompts_that_were_not_trained_stand_apart_from_those_that_were() -> Non
 def test_padding_is_no_word_to_copy(text: str, shown: str) -> None:
     point = HistoryPoint(SPACE.from_text(text), "stage", 0, 0.5)
     request = request_of(SPACE, History(points=(point,)))
-    assert f'- "{shown}": loss 0.500' in sections.ranked_prompts(request, Briefing())
+    assert f'- "{shown}": loss 0.500' in sections.ranked_prompts(request, MetaPromptOptions())

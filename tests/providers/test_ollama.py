@@ -793,7 +793,7 @@ def test_a_study_restarts_from_what_the_server_replies() -> None:
         proposal = records.load(trial, "proposal")
         assert proposal is not None
         assert proposal["meta_prompt"] == asked
-        (ask,) = proposal["asks"]
+        (ask,) = proposal["attempts"]
         assert ask["seed"] == body["options"]["seed"]
         assert ask["digest"] == server.digest("gemma3:4b")
         assert ask["problem"] == ""

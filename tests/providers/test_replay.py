@@ -22,7 +22,9 @@ def complete(
     provider: ReplayProvider, *, trial: int = 0, call: int = 0, attempt: int = 0
 ) -> Completion:
     return provider.complete(
-        CompletionRequest("prompt", {}, 0, trial_number=trial, call_index=call, attempt=attempt)
+        CompletionRequest(
+            "prompt", {}, 0, trial_number=trial, proposal_index=call, attempt=attempt
+        )
     )
 
 
