@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import load_trajectory
-from optuna_llm_catalyst.cli import app
+from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import pretrained
 from tests.cli.conftest import Cli
@@ -335,8 +335,8 @@ def test_an_interrupt_loses_its_stage_only_and_still_reports(
 
 
 def test_the_command_lines_defaults_are_the_librarys() -> None:
-    assert app.DEFAULT_MODEL == pretrained.DEFAULT_MODEL
-    assert app.DEFAULT_ARTIFACTS == checkpoints.DEFAULT_FOLDER
+    assert options.DEFAULT_MODEL == pretrained.DEFAULT_MODEL
+    assert options.DEFAULT_ARTIFACTS == checkpoints.DEFAULT_FOLDER
 
 
 def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:

@@ -102,7 +102,7 @@ def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object
     assert server.url in findings["LLM auto"]["detail"]
     assert findings["server"]["detail"] == "Ollama 0.32.9"
     assert findings["context"]["detail"] == "8192 tokens, of 131072 at most"
-    assert re.fullmatch(r"\d+\.\d s, 0\.5 s of it to load .*", findings["first answer"]["detail"])
+    assert re.fullmatch(r"\d+\.\d s, 0\.5 s of it to load .*", findings["first reply"]["detail"])
     assert findings["JSON schema"]["detail"] == "kept"
     assert len(server.chats) == 2
 
@@ -110,10 +110,10 @@ def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object
 @pytest.mark.parametrize(
     ("replies", "llm", "code", "what", "detail"),
     [
-        ("I would rather not.", "ollama:gemma3:4b", 1, "JSON schema", "no usable answer"),
-        ("I would rather not.", "auto", 0, "JSON schema", "no usable answer"),
+        ("I would rather not.", "ollama:gemma3:4b", 1, "JSON schema", "no usable reply"),
+        ("I would rather not.", "auto", 0, "JSON schema", "no usable reply"),
         ('Sure: {"prompts": ["a"]}', "ollama:gemma3:4b", 0, "JSON schema", "not kept to the"),
-        (Fault(500, {"error": "boom"}), "ollama:gemma3:4b", 1, "first answer", "HTTP 500: boom"),
+        (Fault(500, {"error": "boom"}), "ollama:gemma3:4b", 1, "first reply", "HTTP 500: boom"),
     ],
 )
 def test_doctor_tells_how_the_llm_answers(
@@ -249,7 +249,7 @@ def test_a_story_of_a_restart_is_told_from_its_records(
     asked = server.chats[0]["messages"][0]["content"]
     for piece in (
         "origin llm",
-        "Asked ollama:gemma3:4b after 3 finished stages",
+        "Requested of ollama:gemma3:4b after 3 finished stages",
         asked,
         *replies,
         "Problem: InvalidReplyError: the reply has no object",
@@ -315,7 +315,9 @@ def test_the_breaker_says_once_that_it_opened_and_once_that_it_closed(
     server.replies = lambda body: Fault(400, {"error": "no"})
     opened = tune("--stages", 8, "--n-startup-trials", 1)
     assert opened.err.count("the LLM keeps failing") == 1
-    assert opened.err.count("started from a mutation") == 3
+    assert opened.err.count("started from a mutation: InvalidReply") == 0
+    assert opened.err.count("started from a mutation: ProviderError") == 4
+    assert opened.err.count("left alone for now") == 3
     server.replies = lambda body: '{"prompts": ["wolf bread saw"]}'
     closed = tune("--stages", 6, "--n-startup-trials", 1)
     assert closed.err.count("the LLM answers again") == 1
