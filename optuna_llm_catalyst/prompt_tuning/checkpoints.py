@@ -13,7 +13,6 @@ from io import BytesIO
 import json
 from pathlib import Path
 import tempfile
-from typing import Any
 from typing import TYPE_CHECKING
 import uuid
 
@@ -260,8 +259,8 @@ def _check(
     trial: FrozenTrial, trained: TrainedPrompt, artifact_id: str, checksum: str, name: str
 ) -> None:
     """Raises if an artifact is not the one that the trial made."""
-    known: Any = records.load(trial, _RECORD)
-    if known and known.get("artifact_id") == artifact_id and known.get("sha256") != checksum:
+    known = records.load(trial, _RECORD, _Artifact)
+    if known and known.artifact_id == artifact_id and known.sha256 != checksum:
         raise CheckpointError(f"{name} has been changed: its checksum is another.")
     names = sorted(key for key in trial.params if key.startswith("prompt["))
     token_ids = tuple(trial.params[key] for key in names)

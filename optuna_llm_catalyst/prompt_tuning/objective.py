@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
-from dataclasses import asdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,11 +17,11 @@ from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CheckpointError
-from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.prompt_tuning import checkpoints
+from optuna_llm_catalyst.prompt_tuning import stage_records
 from optuna_llm_catalyst.prompt_tuning import workers
 from optuna_llm_catalyst.prompt_tuning.checkpoints import PromptFacts
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
@@ -38,10 +37,10 @@ from optuna_llm_catalyst.prompt_tuning.projection import WordTable
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.split import Split
+from optuna_llm_catalyst.prompt_tuning.stage_records import Refinement
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
 from optuna_llm_catalyst.prompt_tuning.stages import Run
-from optuna_llm_catalyst.prompt_tuning.stages import settings_of
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 from optuna_llm_catalyst.trajectory import Trajectory
@@ -63,30 +62,6 @@ class TestScore:
     n_examples: int
 
     __test__ = False  # Not a test case, whatever pytest thinks of the name.
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """Which frozen model a stage ran on."""
-
-    name: str
-    fingerprint: str
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """How a stage ran: its settings, and its model."""
-
-    settings: dict[str, Any]
-    model: ModelRecord
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """The stage that another one continues, and the budget of that."""
-
-    refined_from: int
-    budget: int
 
 
 class PromptTuningObjective:
@@ -156,19 +131,19 @@ class PromptTuningObjective:
 
     def __call__(self, trial: BaseTrial) -> float:
         _check_direction(trial)
-        self._check_model(trial)
+        stage_records.check_model(trial, self._model)
         workers.claim(trial)
         # A sampler that screens does so at the first suggestion: its passes are the trial's, too.
         with self._model.metered() as passes:
             prompt = self.space.suggest(trial)
             stage = self._stage if self._make_stage is None else self._make_stage(trial)
-            refinement = _refinement(trial)
+            refinement = stage_records.load_refinement(trial)
             if refinement is None:
                 start = self._model.start([prompt.token_ids], self._train, self._kind)
             else:
                 stage = stage.with_budget(refinement.budget)
                 start = self._trained_start(trial, refinement)
-            self._record_stage(trial, stage)
+            stage_records.record_stage(trial, stage, self._model)
             return self._run(trial, stage, prompt, start, passes)
 
     def score(self, prompts: Sequence[RestartPrompt]) -> list[float]:
@@ -218,7 +193,7 @@ class PromptTuningObjective:
             {"origin": "refine", "refined_from": best.number},
         )
         try:
-            records.save(trial, "refine", asdict(Refinement(best.number, n_steps)))
+            stage_records.record_refinement(trial, Refinement(best.number, n_steps))
             value = self(trial)
         except optuna.TrialPruned:
             return study.tell(trial, state=TrialState.PRUNED)
@@ -238,7 +213,7 @@ class PromptTuningObjective:
     @property
     def stage_settings(self) -> dict[str, Any]:
         """What makes the values of two stages comparable; empty if each trial has its own."""
-        return {} if self._make_stage else settings_of(self._stage) | self._model.settings
+        return {} if self._make_stage else stage_records.settings_of(self._stage, self._model)
 
     @cached_property
     def artifact_store(self) -> ArtifactStore:
@@ -318,11 +293,6 @@ class PromptTuningObjective:
             self.unsaved[trial.number] = trained
             _logger.error(f"{error}. It is kept in memory only (`objective.unsaved`).")
 
-    def _record_stage(self, trial: BaseTrial, stage: Stage) -> None:
-        model = ModelRecord(self._model.name, self._model.fingerprint)
-        settings = settings_of(stage) | self._model.settings
-        records.save(trial, "stage", asdict(StageRecord(settings, model)))
-
     def _mistakes(self, predictions: Sequence[int]) -> Mistakes:
         names, examples = self.task.labels, self.task.validation
         texts = [(e.text, e.text_pair) for e in examples] if self._share_examples else []
@@ -359,23 +329,6 @@ class PromptTuningObjective:
                 f"({self._model.fingerprint})."
             )
         return trained.prompt.map(lambda tensor: tensor.to(self._model.device))
-
-    def _check_model(self, trial: BaseTrial) -> None:
-        """Raises if the study's stages ran on another model: their losses do not compare."""
-        if not isinstance(trial, Trial):
-            return
-        for other in reversed(records.all_trials(trial.study)):
-            known = _stage_record(other) if other.number != trial.number else None
-            if known is None:
-                continue
-            if known.model.fingerprint != self._model.fingerprint:
-                raise StudyMismatchError(
-                    f"Trial {other.number} ran on the model {known.model.name!r} (fingerprint "
-                    f"{known.model.fingerprint}), this one would run on {self._model.name!r} "
-                    f"({self._model.fingerprint}). Use the model of the study, or a new study "
-                    "name."
-                )
-            return
 
     def _table_with(self, token_ids: Sequence[int]) -> WordTable:
         """The table of whole words, and for this stage the start's own tokens besides."""

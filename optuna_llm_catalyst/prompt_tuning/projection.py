@@ -59,9 +59,7 @@ class WordTable:
     embeddings: Tensor
 
 
-def word_table(
-    space: PromptSpace, embed: Embed, *, also: Sequence[int] = ()
-) -> WordTable:
+def word_table(space: PromptSpace, embed: Embed, *, also: Sequence[int] = ()) -> WordTable:
     """The whole words of the vocabulary, and the tokens ``also``, whatever they are.
 
     Args:

@@ -93,9 +93,7 @@ class DualEncoderClassifier(PromptedEncoder):
         return prompt  # The class names are the head.
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
-        features = self._features(
-            self._classes, prompt, "labels", max_sequences=_MAX_CLASSES
-        )
+        features = self._features(self._classes, prompt, "labels", max_sequences=_MAX_CLASSES)
         classes = F.normalize(features, dim=-1)  # (P, C, d)
         cosines = torch.einsum("bd,pcd->pbc", batch.rows("features"), classes)
         return F.log_softmax(cosines / self._temperature, dim=-1)  # (P, B, C)

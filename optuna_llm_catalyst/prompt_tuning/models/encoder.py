@@ -101,9 +101,7 @@ class PromptedEncoder:
         n_prompts = 1 if prompt is None else len(prompt)
         batches = list(split.batches(max(1, max_sequences // n_prompts)))
         parts = [
-            torch.cat(
-                [self._pass(batch, some, side) for some in _groups(prompt, max_sequences)]
-            )
+            torch.cat([self._pass(batch, some, side) for some in _groups(prompt, max_sequences)])
             for batch in (split if len(b) == len(split) else split.select(b) for b in batches)
         ]  # Each (P, b, d).
         if len(parts) == 1:

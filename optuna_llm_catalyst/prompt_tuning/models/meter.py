@@ -9,7 +9,6 @@ import threading
 from typing import Any
 
 from torch import nn
-from torch import Tensor
 
 
 @dataclass
@@ -58,9 +57,7 @@ def metered(encoder: nn.Module) -> Iterator[Passes]:
         _OPEN.counts = [other for other in _OPEN.counts if other is not entry]
 
 
-def _count(
-    encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> None:
+def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     counts = [passes for model, passes in _OPEN.counts if model is encoder]
     if not counts:
         return

@@ -97,4 +97,5 @@ class SequenceClassifier(PromptedEncoder):
         pooled = self._features(batch, prompt, "texts", max_sequences=_MAX_SEQUENCES)
         # Unit scale for every entry, whatever scale the encoder has: the head's penalty and its
         # learning rate then mean the same for all encoders.
-        return F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5  # (P, B, d)
+        scaled: Tensor = F.normalize(pooled, dim=-1) * pooled.shape[-1] ** 0.5
+        return scaled  # (P, B, d)

@@ -14,7 +14,7 @@ from optuna_llm_catalyst.prompt_tuning.split import Split
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """``L`` embeddings before the input of the model's usual side. One tensor, named by the side."""
+    """``L`` embeddings before the input of the model's usual side: one tensor, named by it."""
 
     name: str = "soft"
 

@@ -3,7 +3,6 @@
 from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages.base import Observer
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
-from optuna_llm_catalyst.prompt_tuning.stages.base import settings_of
 from optuna_llm_catalyst.prompt_tuning.stages.base import Stage
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import bucketed_batches
@@ -18,5 +17,4 @@ __all__ = [
     "Stage",
     "StageResult",
     "bucketed_batches",
-    "settings_of",
 ]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from dataclasses import dataclass
-from dataclasses import is_dataclass
-from typing import Any
 from typing import Protocol
 
 from torch import Tensor
@@ -97,10 +94,3 @@ class Stage(Protocol):
     def run(self, run: Run) -> StageResult:
         """Trains from the run's start."""
         ...
-
-
-def settings_of(stage: Stage) -> dict[str, Any]:
-    """What a trial's record says of a stage: its fields if it is a dataclass, else its budget."""
-    if is_dataclass(stage) and not isinstance(stage, type):
-        return {"stage": type(stage).__name__, **asdict(stage)}
-    return {"stage": type(stage).__name__, "budget": stage.budget}
