@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+import math
 from typing import Any
 from typing import TYPE_CHECKING
 
@@ -226,13 +227,13 @@ class PromptTuningObjective:
         self, trial: BaseTrial, stage: Stage, prompt: RestartPrompt, start: Prompt, passes: Passes
     ) -> float:
         points: list[TrajectoryPoint] = []
-        lowest = float("nan")
+        lowest = math.inf
 
         def observe(evaluation: Evaluation) -> bool:
             nonlocal lowest
             points.append(projector.point(evaluation))
-            lowest = evaluation.loss if not lowest <= evaluation.loss else lowest
-            trial.report(lowest, evaluation.step)
+            lowest = min(lowest, evaluation.loss)  # What is not a number is never lower.
+            trial.report(lowest if math.isfinite(lowest) else math.nan, evaluation.step)
             if self._observe is not None:
                 self._observe(trial, evaluation)
             # An untrained prompt says nothing of where its stage will end.
