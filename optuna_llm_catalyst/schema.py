@@ -7,6 +7,7 @@ numbers and ``Any``; what does not fit raises an error that names the place.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from functools import cache
 import math
@@ -60,6 +61,8 @@ def _decode(kind: Any, value: Any, at: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
+    if origin is Sequence:
+        origin, args = tuple, (*args, ...)
     if origin in (Union, types.UnionType):
         return _union(args, value, at)
     if origin is Literal:

@@ -79,7 +79,9 @@ def _model(options: DoctorOptions) -> Finding:
     try:
         from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
 
-        source = load_pretrained(name).source
+        source = load_pretrained(
+            name, device="cpu", trust_remote_code=options.trust_remote_code
+        ).source
     except ImportError as error:
         return Finding(f"model {name}", False, True, f"not looked for: {error}")
     except CatalystError as error:

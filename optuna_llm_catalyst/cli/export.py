@@ -17,7 +17,7 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.options import ExportOptions
-from optuna_llm_catalyst.cli.show import proposal_record
+from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 
 
@@ -48,7 +48,7 @@ def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
     """What the LLM replied or why it did not, a row for each attempt of each trial."""
     # A trial that Optuna runs again after a crash carries the record of the first.
     for trial in filter(records.has_own_proposal, records.all_trials(study)):
-        proposal = proposal_record(trial)
+        proposal = records.load(trial, "proposal", ProposalRecord)
         for number, attempt in enumerate(proposal.attempts if proposal else ()):
             row: dict[str, Any] = {"trial": trial.number, "attempt": number}
             if attempt.error is not None:
@@ -93,11 +93,12 @@ def _export_soft_prompt(
     facts = {
         "study": study.study_name,
         "stage": asdict(row),
-        "text": trained.text,
-        "token_ids": trained.token_ids,
-        "model": trained.model_name,
-        "labels": trained.labels,
-        "shape": list(trained.embeddings.shape),
+        "text": trained.facts.text,
+        "token_ids": trained.facts.token_ids,
+        "model": trained.facts.model_name,
+        "labels": trained.facts.labels,
+        "kind": trained.prompt.kind.name,
+        "shape": list(trained.prompt.words()[0].shape),
     }
     weights, card = folder / "soft_prompt.safetensors", folder / "prompt.json"
     _replace(weights, lambda new: write(trained, new))

@@ -17,8 +17,9 @@ from rich.progress import Progress
 from rich.progress import TextColumn
 from rich.progress import TimeElapsedColumn
 
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
-from optuna_llm_catalyst.cli import report
+from optuna_llm_catalyst.cli.show import ProposalRecord
 
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class StageProgress:
 
 def _lines(trial: optuna.trial.FrozenTrial) -> Iterator[str]:
     """Why a stage did not start as planned, or did not end."""
-    proposal = report.record(trial, "proposal")
-    failure, breaker = proposal.get("failure"), proposal.get("breaker")
+    proposal = records.load(trial, "proposal", ProposalRecord) or ProposalRecord()
+    failure, breaker = proposal.failure, proposal.breaker
     if breaker == "open":
         failure = "the LLM failed several times in a row and is left alone for now"
     if failure:

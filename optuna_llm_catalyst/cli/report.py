@@ -21,6 +21,13 @@ _MIN_TABLE_WIDTH = 72
 
 
 @dataclass(frozen=True)
+class _Stage:
+    """What a report needs of the record of how a stage ran."""
+
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class StageRow:
     """One stage, as the tables show it; None for what was not recorded."""
 
@@ -53,15 +60,10 @@ def first(rows: Sequence[StageRow]) -> StageRow | None:
     return next((row for row in rows if row.state == "complete"), None)
 
 
-def record(trial: optuna.trial.FrozenTrial, name: str) -> dict[str, Any]:
-    """A record of a trial; empty if there is none that can be read."""
-    return records.load(trial, name) or {}
-
-
 def stage_settings(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
     """The settings with which a stage was trained; empty if they were not recorded."""
-    settings = record(trial, "stage").get("settings")
-    return settings if isinstance(settings, dict) else {}
+    found = records.load(trial, "stage", _Stage)
+    return found.settings if found else {}
 
 
 def listed(settings: dict[str, Any]) -> str:

@@ -19,8 +19,6 @@ from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.options import StageOptions
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.mistakes import Mistakes
-from optuna_llm_catalyst.schema import decode
-from optuna_llm_catalyst.schema import SchemaError
 from optuna_llm_catalyst.trajectory import Trajectory
 
 
@@ -97,14 +95,6 @@ def show(options: StageOptions) -> int:
     return 0
 
 
-def proposal_record(trial: FrozenTrial) -> ProposalRecord | None:
-    """The record of a trial's proposal; None if it is none that can be read."""
-    try:
-        return decode(ProposalRecord, report.record(trial, "proposal"))
-    except SchemaError:
-        return None
-
-
 def _show_stage(
     study: optuna.Study, rows: Sequence[report.StageRow], number: int, *, as_json: bool
 ) -> None:
@@ -121,7 +111,7 @@ def _show_stage(
         "stage": asdict(row),
         "params": trial.params,
         "user_attrs": trial.user_attrs,
-        "proposal": report.record(trial, "proposal") or None,
+        "proposal": records.load(trial, "proposal", dict),
         "trajectory": trajectory.to_json() if trajectory else None,
         "mistakes": mistakes.to_json() if mistakes else None,
     }
@@ -138,11 +128,11 @@ def _story(
     yield f"Restart prompt: {row.prompt}"
     if row.settings:
         yield f"Settings: {report.listed(row.settings)}"
-    proposal = proposal_record(trial)
-    if proposal is None:
-        yield "The record of its proposal cannot be read: somebody changed it."
-    else:
+    proposal = records.load(trial, "proposal", ProposalRecord)
+    if proposal is not None:
         yield from _proposal_lines(proposal)
+    elif f"{records.PREFIX}proposal" in trial.system_attrs:
+        yield "The record of its proposal cannot be read: it was changed or broke off."
     for point in trajectory.points if trajectory else ():
         yield (
             f"step {point.step}: loss {_number(point.loss, '.3f')}, "

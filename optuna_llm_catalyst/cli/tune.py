@@ -61,6 +61,7 @@ def tune(options: TuneOptions) -> int:
         stages=options.stages, steps=options.steps, refine_steps=options.refine_steps
     )
     objective = _objective(options, task, stage, pretrained, progress)
+    objective.check_storage()
     study = open_study(options.storage, options.study_name)
     with storage_errors(options.storage, study):
         resumed = _resume(study, objective, options, pretrained)
@@ -157,7 +158,11 @@ def _stage(options: TuneOptions) -> GradientStage:
 def _pretrained(options: TuneOptions) -> Pretrained:
     from optuna_llm_catalyst.prompt_tuning import load_pretrained
 
-    pretrained = load_pretrained(options.model, device=_device(options.device))
+    pretrained = load_pretrained(
+        options.model,
+        device=_device(options.device),
+        trust_remote_code=options.trust_remote_code,
+    )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
     return pretrained
 
@@ -189,15 +194,10 @@ def _classifier(options: TuneOptions, pretrained: Pretrained, task: Task) -> Tas
     from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
     from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 
-    encoder, tokenizer, name = pretrained.encoder, pretrained.tokenizer, pretrained.name
     if options.model_type == ModelType.DUAL_ENCODER:
-        return DualEncoderClassifier(encoder, tokenizer, task.labels, name=name)
+        return DualEncoderClassifier(pretrained, task.labels)
     return SequenceClassifier(
-        encoder,
-        tokenizer,
-        task.labels,
-        name=name,
-        max_virtual_tokens=options.num_virtual_tokens,
+        pretrained, task.labels, max_virtual_tokens=options.num_virtual_tokens
     )
 
 
@@ -257,11 +257,13 @@ def _resume(
         study,
         {
             "--model": options.model,
+            "weights with fingerprint": pretrained.fingerprint,
             "--model-type": options.model_type.value,
             "--shots": options.shots,
             "data with checksum": _checksum(objective.task),
         },
     )
+    _say_if_settings_changed(trials, objective.stage_settings)
     dead = fail_dead_trials(study)
     n_finished = sum(trial.state in FINISHED for trial in trials)
     resumed = bool(n_finished or dead)
