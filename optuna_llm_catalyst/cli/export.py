@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 import json
 import os
@@ -19,6 +20,7 @@ from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.options import ExportOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
+from optuna_llm_catalyst.exceptions import first_line
 
 
 def export(options: ExportOptions) -> int:
@@ -117,6 +119,8 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
         write(new)
         os.replace(new, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
+        said = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path} cannot be written: {said}.") from error
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):
+            new.unlink(missing_ok=True)

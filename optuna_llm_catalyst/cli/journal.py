@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal import JournalFileSymlinkLock
 
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli.errors import UserError
 
 
 #: Writing takes milliseconds. A lock is said to be waited for, and is taken from who holds it.
@@ -28,6 +29,8 @@ _FIRST_BYTES = b'{"op_code"'
 def open_journal(path: Path) -> JournalStorage:
     """Opens a journal by its absolute path: a lock holds the path as it was opened by."""
     absolute = str(path.absolute())
+    if path.exists() and not _is_journal(path):
+        raise UserError(f"storage {str(path)!r}: this file is not a journal of Optuna.")
     return JournalStorage(JournalFileBackend(absolute, JournalLock(absolute)))
 
 
@@ -89,8 +92,6 @@ def set_torn_line_aside(path: Path) -> None:
             return
         file.seek(0)
         content = file.read()
-        if not content.startswith(_FIRST_BYTES):
-            return  # Somebody else's file.
         end = content.rfind(b"\n") + 1
         aside = path.with_name(f"{path.name}.torn")
         with aside.open("ab") as torn:
@@ -100,6 +101,12 @@ def set_torn_line_aside(path: Path) -> None:
         f"{path} ended in an unfinished line, of a process that died while it wrote or of a full "
         f"disk: its {size - end} bytes are now in {aside.name}."
     )
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether a file is empty, or starts as a journal does, if only with half a line."""
+    with path.open("rb") as file:
+        return _FIRST_BYTES.startswith(file.read(len(_FIRST_BYTES)))
 
 
 def _identity(lock_file: str) -> tuple[int, int] | None:

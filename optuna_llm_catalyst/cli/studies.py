@@ -114,27 +114,31 @@ def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[
         storage: As on the command line.
         study: The study that is running; None while it is being opened.
     """
-    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, OSError, KeyError)
+    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, OSError)
     if study is None:
-        # Of tables of another version, of a missing driver, of a journal that is none.
+        # Of tables of another version, of a missing driver, of a journal that cannot be read.
         kinds = (*kinds, RuntimeError, ImportError, ValueError)
     try:
         yield
     except CatalystError:
         raise
-    except kinds as error:
-        if isinstance(error, KeyError) and study is not None and not _is_gone(study):
+    except Exception as error:
+        # What Optuna raises when its study is gone depends on where it notices.
+        if study is not None and _is_gone(storage, study):
+            raise UserError(
+                f"storage {storage!r}: the study is gone, somebody deleted it or the whole storage."
+            ) from error
+        if not isinstance(error, kinds):
             raise
         lost = "" if study is None else " This stage is lost, those before it are kept."
-        raise UserError(f"storage {storage!r}: {_cause(storage, error)}.{lost}") from error
+        raise UserError(f"storage {storage!r}: {_cause(error)}.{lost}") from error
 
 
-def _cause(storage: str, error: Exception) -> str:
-    path, said = _file(storage), first_line(error).rstrip(".")
-    if path is not None and path.parent.is_dir() and not os.path.exists(path):
-        return f"the file {path} is gone"
-    if isinstance(error, KeyError):
-        return "the study is gone, somebody deleted it"
+def _cause(error: Exception) -> str:
+    # Optuna says of any error of a database that it may be due to invalid data.
+    if isinstance(error, StorageInternalError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    said = first_line(error).rstrip(".")
     if "readonly database" in said:
         return "it is read-only: make it writable, or choose another --storage"
     if "no such table" in said:
@@ -142,11 +146,17 @@ def _cause(storage: str, error: Exception) -> str:
     return f"it cannot be used: {said}"
 
 
-def _is_gone(study: optuna.Study) -> bool:
+def _is_gone(storage: str, study: optuna.Study) -> bool:
+    path = _file(storage)
+    if path is not None and not os.path.exists(path):
+        return True  # What is still open of a file that was removed can be read.
     try:
         study.user_attrs  # noqa: B018
-    except (KeyError, SQLAlchemyError, StorageInternalError, OSError):
+    except KeyError:
         return True
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        # SQLite makes an empty file in place of one that was removed.
+        return "no such table" in f"{error} {error.__cause__}"
     return False
 
 
