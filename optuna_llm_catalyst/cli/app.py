@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import Field
 from dataclasses import fields
 from dataclasses import MISSING
+from importlib import import_module
 import inspect
 import os
 import sys
@@ -20,12 +20,7 @@ import typer
 from optuna_llm_catalyst.cli import INTERRUPTED
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli import output
-from optuna_llm_catalyst.cli.doctor import doctor
 from optuna_llm_catalyst.cli.errors import UserError
-from optuna_llm_catalyst.cli.export import export
-from optuna_llm_catalyst.cli.meta_prompt import print_meta_prompt
-from optuna_llm_catalyst.cli.show import show
-from optuna_llm_catalyst.cli.tune import tune
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 
@@ -66,14 +61,16 @@ def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)} (LLM_CATALYST_DEBUG=1 says where)"
 
 
-def _add(name: str, kind: type[Any], command: Callable[[Any], int]) -> None:
-    """Adds a command whose options are the fields of a dataclass."""
+def _add(name: str, kind: type[Any]) -> None:
+    """Adds the command of a module, whose options are the fields of a dataclass."""
 
     def call(**values: Any) -> None:
         _check_texts(values)
         output.hide(values.get("llm_api_key"))
         try:
-            code = command(kind(**values))
+            # Here, as some of the modules import torch.
+            module = import_module(f"optuna_llm_catalyst.cli.{name.replace('-', '_')}")
+            code = module.run(kind(**values))
         except KeyboardInterrupt:
             output.say("Interrupted.")
             code = INTERRUPTED
@@ -83,7 +80,7 @@ def _add(name: str, kind: type[Any], command: Callable[[Any], int]) -> None:
     parameters = [_parameter(f, hints[f.name]) for f in fields(kind)]
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=inspect.getdoc(command))(call)
+    app.command(name, help=kind.__doc__)(call)
 
 
 def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
@@ -117,8 +114,8 @@ def _check_texts(values: dict[str, Any]) -> None:
                     raise UserError(f"{option} must be UTF-8 text, got {text!r}.") from error
 
 
-_add("tune", options.TuneOptions, tune)
-_add("show", options.StageOptions, show)
-_add("meta-prompt", options.PrintOptions, print_meta_prompt)
-_add("export", options.ExportOptions, export)
-_add("doctor", options.DoctorOptions, doctor)
+_add("tune", options.TuneOptions)
+_add("show", options.ShowOptions)
+_add("meta-prompt", options.MetaPromptCommand)
+_add("export", options.ExportOptions)
+_add("doctor", options.DoctorOptions)

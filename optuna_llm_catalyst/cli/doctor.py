@@ -53,8 +53,8 @@ class _Reply:
     prompts: tuple[str, str]
 
 
-def doctor(options: DoctorOptions) -> int:
-    """Check what is installed and reachable, and try the LLM. Exit code 1 if tuning cannot run."""
+def run(options: DoctorOptions) -> int:
+    """Prints the findings; returns 1 if tuning cannot run."""
     findings = [Finding("Python", True, True, platform.python_version())]
     findings += [_package(name, needed=True) for name in _NEEDED]
     findings += [_package(name, needed=False) for name in _OPTIONAL]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from safetensors import SafetensorError
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
@@ -21,10 +22,13 @@ from optuna_llm_catalyst.cli.options import ExportOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
+from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning.checkpoints import write
 
 
-def export(options: ExportOptions) -> int:
-    """Export the soft prompt of the best stage or of another, or the LLM's replies."""
+def run(options: ExportOptions) -> int:
+    """Writes ``soft_prompt.safetensors`` and ``prompt.json``, or recorded replies, or both."""
     if options.output is None and options.replies is None:
         raise UserError("say what to export: a folder for the soft prompt, or --replies FILE.")
     study = load_study(options.storage, options.study_name)
@@ -75,10 +79,6 @@ def _export_replies(study: optuna.Study, path: Path) -> int:
 def _export_soft_prompt(
     study: optuna.Study, folder: Path, options: ExportOptions
 ) -> tuple[int, list[str]]:
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import write
-
     rows = report.stage_rows(study)
     if options.trial is None:
         row = report.chosen(rows)
@@ -111,8 +111,6 @@ def _export_soft_prompt(
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file beside the old one, which it replaces once it is whole."""
-    from safetensors import SafetensorError
-
     new = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,9 +14,10 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.cli.options import MetaPromptCommand
 from optuna_llm_catalyst.cli.options import names
-from optuna_llm_catalyst.cli.options import PrintOptions
 from optuna_llm_catalyst.cli.studies import load_study
+from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
 from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
@@ -55,8 +56,8 @@ def save_meta_prompt_setup(study: optuna.Study, setup: MetaPromptSetup) -> None:
     study.set_user_attr(_SETUP, asdict(setup))
 
 
-def print_meta_prompt(options: PrintOptions) -> int:
-    """Print what the LLM would be told for the next stage, and how long it is."""
+def run(options: MetaPromptCommand) -> int:
+    """Prints the meta-prompt to stdout and its length to stderr, or both as JSON."""
     study = load_study(options.storage, options.study_name)
     setup = _load_setup(study)
     sections = names(options.sections)
@@ -95,8 +96,6 @@ def _load_setup(study: optuna.Study) -> MetaPromptSetup:
 
 
 def _request(study: optuna.Study, setup: MetaPromptSetup) -> ProposalRequest:
-    from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
-
     space = PromptSpace(load_tokenizer(setup.model), setup.num_virtual_tokens)
     number = len(records.all_trials(study))
     past = history.from_study(study, space, top_k=setup.top_k)

@@ -1,4 +1,4 @@
-"""The options of the commands: each is the field of a dataclass, and declared nowhere else."""
+"""The commands and their options: a dataclass is a command, its docstring the help of it."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class StudyOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOptions(StudyOptions):
-    """A study and one of its stages."""
+class ShowOptions(StudyOptions):
+    """Show the stages of a study, or the story of one."""
 
     trial: int | None = count(None, "Number of one stage.")
 
@@ -92,19 +92,19 @@ class LLMOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions(ModelOptions, LLMOptions, OutputOptions):
-    """What ``doctor`` takes."""
+    """Check what is installed and reachable, and try the LLM. Exit code 1 if tuning cannot run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrintOptions(StudyOptions):
-    """What ``meta-prompt`` takes."""
+class MetaPromptCommand(StudyOptions):
+    """Print what the LLM would be told for the next stage, and how long it is."""
 
     sections: str = option("", f"{_SECTIONS_HELP} Default: as tune was last told.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(StageOptions):
-    """What ``export`` takes."""
+class ExportOptions(ShowOptions):
+    """Export the soft prompt of the best stage or of another, or the LLM's replies."""
 
     output: Path | None = option(
         None, "Folder for the soft prompt; made if need be.", is_argument=True
@@ -117,7 +117,7 @@ class ExportOptions(StageOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
-    """What ``tune`` takes."""
+    """Tune a prompt: run stages, each restarted where the LLM proposes. Resumes a study."""
 
     data: str = option(
         ...,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import sys
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import TrialState
@@ -20,10 +19,7 @@ from rich.progress import TimeElapsedColumn
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.show import ProposalRecord
-
-
-if TYPE_CHECKING:
-    from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 
 class StageProgress:

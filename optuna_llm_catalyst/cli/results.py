@@ -7,7 +7,6 @@ from pathlib import Path
 import shlex
 import sys
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
 
@@ -15,10 +14,8 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.exceptions import CheckpointError
-
-
-if TYPE_CHECKING:
-    from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 
 
 def print_results(
@@ -59,8 +56,6 @@ def print_results(
 def _test(
     study: optuna.Study, objective: PromptTuningObjective, number: int
 ) -> dict[str, Any] | None:
-    from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
-
     try:
         trained = load_soft_prompt(
             study, trial_number=number, artifact_store=objective.artifact_store

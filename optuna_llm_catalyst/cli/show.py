@@ -16,7 +16,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import UserError
-from optuna_llm_catalyst.cli.options import StageOptions
+from optuna_llm_catalyst.cli.options import ShowOptions
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.trajectory import Trajectory
@@ -76,8 +76,8 @@ class ProposalRecord:
     breaker: str | None = None
 
 
-def show(options: StageOptions) -> int:
-    """Show the stages of a study, or the story of one."""
+def run(options: ShowOptions) -> int:
+    """Prints the stages of a study, or one of them in full."""
     study = load_study(options.storage, options.study_name)
     rows = report.stage_rows(study)
     if options.trial is not None:

@@ -126,7 +126,7 @@ def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[
         # What Optuna raises when its study is gone depends on where it notices.
         if study is not None and _is_gone(storage, study):
             raise UserError(
-                f"storage {storage!r}: the study is gone, somebody deleted it or the whole storage."
+                f"storage {storage!r}: it or its study is gone, somebody deleted it."
             ) from error
         if not isinstance(error, kinds):
             raise

@@ -7,10 +7,10 @@ import hashlib
 import importlib.resources
 from pathlib import Path
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import FrozenTrial
+import torch
 
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
@@ -35,46 +35,47 @@ from optuna_llm_catalyst.cli.studies import FINISHED
 from optuna_llm_catalyst.cli.studies import open_study
 from optuna_llm_catalyst.cli.studies import storage_errors
 from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning import fail_dead_trials
+from optuna_llm_catalyst.prompt_tuning import few_shot
+from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning import load_task
+from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
+from optuna_llm_catalyst.prompt_tuning import Task
+from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
+from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 
 
-if TYPE_CHECKING:
-    from optuna_llm_catalyst.prompt_tuning import GradientStage
-    from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
-    from optuna_llm_catalyst.prompt_tuning import Task
-    from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-    from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
-
 _MAX_EXAMPLES = 12
 
 
-def tune(options: TuneOptions) -> int:
-    """Tune a prompt: run stages, each restarted where the LLM proposes. Resumes a study."""
-    task = _task(options)
+def run(options: TuneOptions) -> int:
+    """Runs stages and reports; returns the exit code."""
     with user_input():
         check_sections(names(options.sections))
+        task = _task(options)
     llm = choose_llm(options, device=options.device)
-    stage = _stage(options)
-    pretrained = _pretrained(options)
     progress = StageProgress(
         stages=options.stages, steps=options.steps, refine_steps=options.refine_steps
     )
-    objective = _objective(options, task, stage, pretrained, progress)
+    with user_input():
+        model, objective = _model_and_objective(options, task, progress)
     objective.check_storage()
     study = open_study(options.storage, options.study_name)
     with storage_errors(options.storage, study):
-        resumed = _resume(study, objective, options, pretrained)
-        told = MetaPromptOptions(
-            task_description=options.task_description
-            or task.description
-            or f"Classify texts ({task.name}).",
-            labels=task.labels,
-            examples=_examples(task) if options.share_examples else (),
-            sections=names(options.sections),
-        )
-        proposer = _proposer(options, told, llm.provider) if llm.provider else None
-        study.sampler = _sampler(options, objective, proposer)
+        resumed = _resume(study, objective, options, model)
+        told = _told(options, task)
+        with user_input():
+            proposer = (
+                LLMProposer(llm.provider, **vars(told), timeout=options.llm_timeout)
+                if llm.provider
+                else None
+            )
+            study.sampler = _sampler(options, objective, proposer)
         save_meta_prompt_setup(
             study,
             MetaPromptSetup(
@@ -89,7 +90,7 @@ def tune(options: TuneOptions) -> int:
     output.say(llm.line)
     if options.share_examples:
         output.say("Examples are kept in the study and shown to the LLM (--share-examples).")
-    code = _run(study, objective, options, progress)
+    code = _run_stages(study, objective, options, progress)
     with storage_errors(options.storage, study):
         print_results(study, objective, options, resumed=resumed)
     if progress.n_finished and progress.n_failed == progress.n_finished:
@@ -98,15 +99,13 @@ def tune(options: TuneOptions) -> int:
     return code
 
 
-def _run(
+def _run_stages(
     study: optuna.Study,
     objective: PromptTuningObjective,
     options: TuneOptions,
     progress: StageProgress,
 ) -> int:
     """Runs the stages; returns the exit code."""
-    from torch import OutOfMemoryError
-
     try:
         with storage_errors(options.storage, study), progress.shown():
             study.optimize(objective, n_trials=options.stages, callbacks=[progress.finished])
@@ -116,7 +115,7 @@ def _run(
     except KeyboardInterrupt:
         output.say("Interrupted: this stage is lost, the same command goes on with the next.")
         return INTERRUPTED
-    except (MemoryError, OutOfMemoryError) as error:
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise UserError(
             f"this stage is lost, the same command goes on with the next: {first_line(error)}"
         ) from error
@@ -124,9 +123,6 @@ def _run(
 
 
 def _task(options: TuneOptions) -> Task:
-    from optuna_llm_catalyst.prompt_tuning.data import few_shot
-    from optuna_llm_catalyst.prompt_tuning.data import load_task
-
     folder = Path(options.data)
     if options.data == "demo" and not folder.is_dir():
         folder = Path(str(importlib.resources.files("optuna_llm_catalyst") / "demo"))
@@ -148,88 +144,62 @@ def _task(options: TuneOptions) -> Task:
     return task
 
 
-def _stage(options: TuneOptions) -> GradientStage:
-    from optuna_llm_catalyst.prompt_tuning import GradientStage
-
-    with user_input():
-        return GradientStage(n_steps=options.steps, lr=options.lr, eval_every=options.eval_every)
-
-
-def _pretrained(options: TuneOptions) -> Pretrained:
-    from optuna_llm_catalyst.prompt_tuning import load_pretrained
-
+def _model_and_objective(
+    options: TuneOptions, task: Task, progress: StageProgress
+) -> tuple[TaskModel, PromptTuningObjective]:
+    stage = GradientStage(n_steps=options.steps, lr=options.lr, eval_every=options.eval_every)
     pretrained = load_pretrained(
         options.model,
         device=_device(options.device),
         trust_remote_code=options.trust_remote_code,
     )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
-    return pretrained
-
-
-def _objective(
-    options: TuneOptions,
-    task: Task,
-    stage: GradientStage,
-    pretrained: Pretrained,
-    progress: StageProgress,
-) -> PromptTuningObjective:
-    from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
-
-    with user_input():
-        return PromptTuningObjective(
-            _classifier(options, pretrained, task),
-            task,
-            PromptSpace(pretrained.tokenizer, options.num_virtual_tokens),
-            stage=stage,
-            seed=options.seed,
-            artifact_store=folder_store(options.artifacts),
-            share_examples=options.share_examples,
-            observe=progress.evaluated,
-        )
-
-
-def _classifier(options: TuneOptions, pretrained: Pretrained, task: Task) -> TaskModel:
-    from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
-    from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
-
+    length = options.num_virtual_tokens
+    model: TaskModel
     if options.model_type == ModelType.DUAL_ENCODER:
-        return DualEncoderClassifier(pretrained, task.labels)
-    return SequenceClassifier(
-        pretrained, task.labels, max_virtual_tokens=options.num_virtual_tokens
+        model = DualEncoderClassifier(pretrained, task.labels)
+    else:
+        model = SequenceClassifier(pretrained, task.labels, max_virtual_tokens=length)
+    objective = PromptTuningObjective(
+        model,
+        task,
+        PromptSpace(pretrained.tokenizer, length),
+        stage=stage,
+        seed=options.seed,
+        artifact_store=folder_store(options.artifacts),
+        share_examples=options.share_examples,
+        observe=progress.evaluated,
     )
+    return model, objective
 
 
-def _proposer(options: TuneOptions, told: MetaPromptOptions, llm: Any) -> LLMProposer:
-    with user_input():
-        return LLMProposer(
-            llm,
-            told.task_description,
-            labels=told.labels,
-            examples=told.examples,
-            sections=told.sections,
-            timeout=options.llm_timeout,
-        )
+def _told(options: TuneOptions, task: Task) -> MetaPromptOptions:
+    """What an LLM is told beside the history."""
+    described = options.task_description or task.description
+    return MetaPromptOptions(
+        task_description=described or f"Classify texts ({task.name}).",
+        labels=task.labels,
+        examples=_examples(task) if options.share_examples else (),
+        sections=names(options.sections),
+    )
 
 
 def _sampler(
     options: TuneOptions, objective: PromptTuningObjective, proposer: LLMProposer | None
 ) -> LLMCatalystSampler:
-    with user_input():
-        for text in options.startup_prompt:
-            _say_if_cut(text, objective.space)
-        return LLMCatalystSampler(
-            objective.space,
-            proposer=proposer,
-            n_startup_trials=max(options.n_startup_trials, len(options.startup_prompt), 1),
-            startup_prompts=options.startup_prompt,
-            n_candidates=options.n_candidates,
-            top_k=options.top_k,
-            prefetch=options.prefetch,
-            screen=objective.score,
-            seed=options.seed,
-        )
+    for text in options.startup_prompt:
+        _say_if_cut(text, objective.space)
+    return LLMCatalystSampler(
+        objective.space,
+        proposer=proposer,
+        n_startup_trials=max(options.n_startup_trials, len(options.startup_prompt), 1),
+        startup_prompts=options.startup_prompt,
+        n_candidates=options.n_candidates,
+        top_k=options.top_k,
+        prefetch=options.prefetch,
+        screen=objective.score,
+        seed=options.seed,
+    )
 
 
 def _say_if_cut(text: str, space: PromptSpace) -> None:
@@ -245,11 +215,9 @@ def _resume(
     study: optuna.Study,
     objective: PromptTuningObjective,
     options: TuneOptions,
-    pretrained: Pretrained,
+    model: TaskModel,
 ) -> bool:
     """Checks that the study can go on with these options and says what it finds."""
-    from optuna_llm_catalyst.prompt_tuning import fail_dead_trials
-
     trials = records.all_trials(study)
     check_ours(study, objective.space.param_names)
     objective.space.check(trials)
@@ -257,7 +225,7 @@ def _resume(
         study,
         {
             "--model": options.model,
-            "weights with fingerprint": pretrained.fingerprint,
+            "weights with fingerprint": model.fingerprint,
             "--model-type": options.model_type.value,
             "--shots": options.shots,
             "data with checksum": _checksum(objective.task),
@@ -303,8 +271,6 @@ def _checksum(task: Task) -> str:
 
 
 def _device(name: str) -> str:
-    import torch
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
