@@ -197,14 +197,18 @@ def _modes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _layer(module: _Module, folder: Path) -> nn.Module:
+    config = _config(folder)
+    for name in ("module_input_name", "module_output_name"):
+        if config.get(name) not in (None, "sentence_embedding"):
+            raise ValueError(f"its {module.kind} works on {config[name]}, not on pooled vectors.")
     if module.kind == "Normalize":
         return Normalize()
     if module.kind == "Dropout":
         return nn.Identity()  # It drops nothing outside training.
     if module.kind == "Dense":
-        return _dense(decode(_DenseConfig, _config(folder)), _weights(folder))
+        return _dense(decode(_DenseConfig, config), _weights(folder))
     if module.kind == "LayerNorm":
-        norm = nn.LayerNorm(decode(_NormConfig, _config(folder)).dimension)
+        norm = nn.LayerNorm(decode(_NormConfig, config).dimension)
         return _filled(norm, _weights(folder), "norm.")
     raise ValueError(f"modules.json lists {module.type}, which cannot be run here.")
 
@@ -221,7 +225,12 @@ def _dense(config: _DenseConfig, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def _filled(layer: nn.Module, weights: dict[str, Tensor], prefix: str) -> nn.Module:
-    layer.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
+    own = {name.removeprefix(prefix): value for name, value in weights.items()}
+    try:
+        layer.load_state_dict(own)
+    except RuntimeError as error:  # It takes many lines to say so.
+        shapes = ", ".join(f"{name} of {tuple(value.shape)}" for name, value in own.items())
+        raise ValueError(f"its {layer} does not match its weights, {shapes}") from error
     return layer.float()
 
 
