@@ -178,9 +178,10 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
-        raise ModelNotFoundError(
-            f"model {name!r} cannot be loaded: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own. Read it, then allow it with `trust_remote_code`."
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:
