@@ -313,7 +313,20 @@ def test_an_unknown_name_is_refused_with_what_was_tried() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-@pytest.mark.parametrize("name", ["no such name!", "a/b/c", "../models/mine", "-x", "x" * 300, "x/" * 3000, "a\0b", "\udcff", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no such name!",
+        "a/b/c",
+        "../models/mine",
+        "-x",
+        "x" * 300,
+        "x/" * 3000,
+        "a\0b",
+        "\udcff",
+        "",
+    ],
+)
 def test_a_name_that_the_hub_does_not_allow_is_refused(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match="neither a folder nor a name"):
         load_pretrained(name)
