@@ -206,7 +206,7 @@ def test_label_names_and_label_indices_say_the_same(tmp_path: Path) -> None:
     assert by_name.train == (Example("a fine day", 1), Example("rain again", 0))
 
 
-def test_without_a_card_the_labels_are_those_of_train_in_alphabetical_order(
+def test_without_a_card_the_labels_are_those_of_train(
     tmp_path: Path,
 ) -> None:
     rows = [{"text": "x", "label": label} for label in ("wet", "dry", "cold", "dry")]
@@ -287,7 +287,7 @@ def draw_or_give_up(task: Task, shots: int, seed: int) -> Task:
 
 @settings(max_examples=50)
 @given(TASKS, st.integers(1, 3), st.integers(0, 2**32))
-def test_a_draw_has_as_many_examples_of_each_label_as_shots(
+def test_a_draw_has_as_many_of_each_label_as_shots(
     task: Task, shots: int, seed: int
 ) -> None:
     drawn = draw_or_give_up(task, shots, seed)
@@ -344,7 +344,7 @@ def test_a_draw_needs_a_shot(shots: int) -> None:
 
 
 @pytest.mark.skipif(not TREC.is_dir(), reason="The data sets are not on this machine.")
-def test_a_draw_of_trec_is_stratified_and_keeps_the_test_split() -> None:
+def test_a_draw_of_trec_keeps_the_test_split() -> None:
     task = load_task(TREC)
     assert (len(task.labels), len(task.train), len(task.test)) == (6, 3000, 500)
     drawn = few_shot(task, 16, seed=0)
@@ -356,7 +356,7 @@ def test_a_draw_of_trec_is_stratified_and_keeps_the_test_split() -> None:
         few_shot(task, 30, seed=0)
 
 
-def test_the_demo_has_six_labels_of_sixty_distinct_messages_in_disjoint_splits() -> None:
+def test_the_demo_has_distinct_messages_in_disjoint_splits() -> None:
     task = load_task("demo")
     assert len(task.labels) == 6
     assert task.description

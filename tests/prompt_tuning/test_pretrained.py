@@ -99,7 +99,7 @@ def empty(folder: Path) -> None:
     "spoil",
     [remove_config, remove_weights, remove_tokenizer, cut_weights, garble_config, empty],
 )
-def test_a_folder_without_a_whole_model_is_refused_by_its_name(folder: Path, spoil: Any) -> None:
+def test_a_folder_without_a_whole_model_is_refused(folder: Path, spoil: Any) -> None:
     spoil(folder)
     with pytest.raises(ModelNotFoundError, match=f"'{folder}' cannot be loaded: .+"):
         load_pretrained(str(folder))
@@ -137,7 +137,7 @@ def test_weights_that_do_not_match_the_config_are_refused(case: str, folder: Pat
 
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertForSequenceClassification])
-def test_the_weights_of_a_head_may_be_there_and_a_pooler_may_not(
+def test_heads_may_be_there_and_poolers_may_not(
     kind: Any, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = BertConfig.from_pretrained(folder)
@@ -368,7 +368,7 @@ def test_a_cache_that_has_no_weights_is_passed_over(
         load_pretrained()
 
 
-def test_whatever_goes_wrong_on_the_way_to_the_hub_is_told(
+def test_what_goes_wrong_on_the_way_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def answer(name: str, *, local_files_only: bool = False, **_: Any) -> str:
@@ -401,7 +401,7 @@ def test_without_a_hub_the_default_model_comes_from_its_package(minilm: Pretrain
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_packaged_copy_with_other_weights_is_refused_by_its_checksum(
+def test_a_packaged_copy_with_other_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_package(tmp_path, monkeypatch)
