@@ -115,7 +115,7 @@ def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any)
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
-def load(trial: BaseTrial | FrozenTrial, name: str) -> dict[str, Any] | None:
+def load(trial: BaseTrial | FrozenTrial, name: str, kind: Any = dict) -> Any:
     """A record of a trial; None if it is missing or was not written to its end."""
     attrs = _system_attrs(trial)
     n_chunks = attrs.get(PREFIX + name)
@@ -125,7 +125,12 @@ def load(trial: BaseTrial | FrozenTrial, name: str) -> dict[str, Any] | None:
         payload = json.loads("".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks)))
     except (KeyError, ValueError):
         return None
-    return payload if isinstance(payload, dict) else None
+    from optuna_llm_catalyst.schema import decode
+
+    try:
+        return decode(kind, payload)
+    except ValueError:
+        return None
 
 
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:

@@ -16,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.prompt_tuning.data import Example
-from optuna_llm_catalyst.prompt_tuning.models.base import EncodedSplit
+from optuna_llm_catalyst.prompt_tuning.split import Field
+from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
 #: For encoders without a limit of their own.
@@ -77,7 +78,7 @@ def encode_texts(
     *,
     max_length: int | None,
     n_reserved: int = 0,
-) -> EncodedSplit:
+) -> Split:
     """Tokenises examples with their special tokens, padded on the right to the longest.
 
     Args:
@@ -110,9 +111,10 @@ def encode_texts(
         max_length=limit if max_length is None else min(limit, max_length),
         device=device,
     )
-    return EncodedSplit(
+    return Split(
+        examples=tuple(examples),
         labels=torch.tensor([example.label for example in examples], device=device),
-        inputs=inputs,
+        fields={name: Field(rows, pad_axis=1) for name, rows in inputs.items()},
         lengths=tuple(inputs["attention_mask"].sum(1).tolist()),
     )
 
@@ -120,11 +122,6 @@ def encode_texts(
 def n_special_tokens(tokenizer: Any) -> int:
     """Special tokens that frame a pair of texts."""
     return int(tokenizer.num_special_tokens_to_add(pair=True))
-
-
-def class_tokens(tokenizer: Any, labels: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """Class names with their special tokens, padded on the right: ``(C, T)`` each."""
-    return _tokenize(tokenizer, [label.replace("_", " ") for label in labels], device=device)
 
 
 def _tokenize(
@@ -170,7 +167,8 @@ def splice_prompts(
     Positions are left to the encoder, which counts them over the whole sequence.
 
     Args:
-        prompts: Prompts of shape ``(P, L, d)``.
+        prompts: Virtual tokens of shape ``(P, 1, L, d)``, or ``(P, N, L, d)`` where each text has
+            its own.
         tokens: The texts' ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
         embedded: The texts' tokens as :func:`embed_tokens` gives them, ``(N, T, d)``.
         offset: How many tokens stay in front of the prompt.
@@ -179,9 +177,9 @@ def splice_prompts(
         Embeddings of shape ``(P*N, L+T, d)``, prompt by prompt, in the encoder's precision, and
         the other inputs that belong to them.
     """
-    n_prompts, length, _ = prompts.shape
+    n_prompts, _, length, _ = prompts.shape
     texts = embedded.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
-    spread = prompts.to(texts.dtype).unsqueeze(1).expand(-1, len(embedded), -1, -1)  # (P, N, L, d)
+    spread = prompts.to(texts.dtype).expand(-1, len(embedded), -1, -1)  # (P, N, L, d)
     embeddings = torch.cat([texts[:, :, :offset], spread, texts[:, :, offset:]], dim=2)
     inputs = {}
     for name in ("attention_mask", "token_type_ids"):
