@@ -287,9 +287,7 @@ def draw_or_give_up(task: Task, shots: int, seed: int) -> Task:
 
 @settings(max_examples=50)
 @given(TASKS, st.integers(1, 3), st.integers(0, 2**32))
-def test_a_draw_has_as_many_of_each_label_as_shots(
-    task: Task, shots: int, seed: int
-) -> None:
+def test_a_draw_has_as_many_of_each_label_as_shots(task: Task, shots: int, seed: int) -> None:
     drawn = draw_or_give_up(task, shots, seed)
     for split in (drawn.train, drawn.validation):
         assert Counter(example.label for example in split) == dict.fromkeys(range(3), shots)

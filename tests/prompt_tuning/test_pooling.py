@@ -75,9 +75,10 @@ def save(folder: Path, modes: tuple[str, ...], layers: list[Callable[[int], nn.M
 
 def features(pretrained: Pretrained) -> Tensor:
     split = encode_texts(pretrained.tokenizer, EXAMPLES, pretrained.encoder, max_length=None)
+    tokens = {name: field.rows for name, field in split.fields.items()}
     with torch.no_grad():
-        hidden = pretrained.encoder.eval()(**split.inputs).last_hidden_state
-        return pretrained.pooling(hidden, split.inputs["attention_mask"])
+        hidden = pretrained.encoder.eval()(**tokens).last_hidden_state
+        return pretrained.pooling(hidden, tokens["attention_mask"])
 
 
 def reference(folder: Path) -> Tensor:
