@@ -121,7 +121,7 @@ class _Module:
 
     @property
     def kind(self) -> str:
-        """The name of the class; where it stands in the package has changed over the years."""
+        """The name of the class; its place in the package differs between versions."""
         package, _, name = self.type.rpartition(".")
         return name if package.split(".")[0] == "sentence_transformers" else self.type
 
@@ -149,11 +149,11 @@ def transformer_folder(folder: Path) -> Path:
 def read_pooling(folder: Path) -> Pooling:
     """The pooling of a folder.
 
-    A folder without ``modules.json`` says nothing of it. It is pooled as sentence-transformers
-    does then: by its last token if it was made as a causal language model, else by the mean.
+    A folder without ``modules.json`` is pooled as sentence-transformers does it: by the last
+    token if it holds a causal language model, else by the mean.
 
     Raises:
-        ValueError: If a module is none that is known here, or its files cannot be read.
+        ValueError: If a module is not known here, or its files cannot be read.
     """
     modules = _modules(folder)
     if not modules:
