@@ -15,6 +15,7 @@ from tokenizers import processors
 from tokenizers import Tokenizer
 import torch
 from torch import nn
+from torch import Tensor
 from transformers import BertConfig
 from transformers import BertModel
 from transformers import DistilBertConfig
@@ -31,10 +32,14 @@ from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning import Task
+from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
 
 
 TOPICS = {
@@ -166,16 +171,33 @@ def make_encoder(name: str = "bert") -> tuple[nn.Module, PreTrainedTokenizerFast
         return make(), make_tokenizer()
 
 
+def make_pretrained(name: str = "bert") -> Pretrained:
+    return Pretrained.of(*make_encoder(name), name=name)
+
+
 def make_dual(encoder: str = "bert", **options: Any) -> DualEncoderClassifier:
-    return DualEncoderClassifier(*make_encoder(encoder), LABELS, name=encoder, **options)
+    return DualEncoderClassifier(make_pretrained(encoder), LABELS, **options)
 
 
 def make_sequence(encoder: str = "bert", **options: Any) -> SequenceClassifier:
     options = {"max_virtual_tokens": 8} | options
-    return SequenceClassifier(*make_encoder(encoder), LABELS, name=encoder, **options)
+    return SequenceClassifier(make_pretrained(encoder), LABELS, **options)
 
 
 TASK_MODELS: dict[str, Callable[..., TaskModel]] = {"dual": make_dual, "sequence": make_sequence}
+
+
+def soft(model: TaskModel, embeddings: Tensor, head: Tensors | None = None) -> Prompt:
+    """Soft prompts of embeddings (P, L, d), with a head if one is given."""
+    prompt = Prompt(SOFT, SOFT.start(embeddings, model.placement))
+    return prompt if head is None else prompt.with_head(head)
+
+
+def hard(model: TaskModel, *texts: str, tokenizer: Any = None) -> Prompt:
+    """Soft prompts at the words of texts, which have the same number of tokens; no head."""
+    encode = tokenizer or ENCODERS[model.name][1]()
+    ids = [encode(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return soft(model, model.embed(ids))
 
 
 def make_examples(n: int, seed: int, *, pairs: bool = False) -> tuple[Example, ...]:
