@@ -7,7 +7,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.artifacts._protocol import ArtifactStore
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial
 from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
@@ -236,6 +239,12 @@ def make_space(length: int = 3) -> PromptSpace:
     return PromptSpace(tiny_tokenizer(), length)
 
 
+def tiny_stage(**options: Any) -> GradientStage:
+    """A stage that is evaluated at the steps 0, 2, 4 and 5."""
+    defaults = {"n_steps": 5, "lr": 0.03, "head_lr": 0.01, "eval_every": 2}
+    return GradientStage(**(defaults | options))
+
+
 def make_objective(
     model_name: str = "dual", *, store: ArtifactStore, length: int = 3, **options: Any
 ) -> PromptTuningObjective:
@@ -243,9 +252,21 @@ def make_objective(
     options = {
         "task": make_task(),
         "space": make_space(length),
-        "stage": GradientStage(n_steps=5, lr=0.03, head_lr=0.01, eval_every=2),
+        "stage": None if "make_stage" in options else tiny_stage(),
         "n_checked_swaps": 2,
     } | options
     model: TaskModel = options.pop("model", None) or TASK_MODELS[model_name]()
     task, space = options.pop("task"), options.pop("space")
     return PromptTuningObjective(model, task, space, artifact_store=store, **options)
+
+
+class AlwaysPruner(BasePruner):
+    """Prunes from a given step on, and keeps at which steps it was asked."""
+
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
+        self.asked: list[int | None] = []
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        self.asked.append(trial.last_step)
+        return trial.last_step is not None and trial.last_step >= self._first
