@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+import math
 from typing import Any
 from typing import TYPE_CHECKING
 
@@ -228,13 +229,13 @@ class PromptTuningObjective:
         self, trial: BaseTrial, stage: Stage, prompt: RestartPrompt, start: Prompt, passes: Passes
     ) -> float:
         points: list[TrajectoryPoint] = []
-        lowest = float("inf")
+        lowest = math.inf
 
         def observe(evaluation: Evaluation) -> bool:
             nonlocal lowest
             points.append(projector.point(evaluation))
-            lowest = min(lowest, evaluation.loss)  # In this order a NaN is never the lowest.
-            trial.report(lowest, evaluation.step)
+            lowest = min(lowest, evaluation.loss)  # What is not a number is never lower.
+            trial.report(lowest if math.isfinite(lowest) else math.nan, evaluation.step)
             if self._observe is not None:
                 self._observe(trial, evaluation)
             # An untrained prompt says nothing of where its stage will end.

@@ -72,15 +72,22 @@ class DualEncoderClassifier(PromptedEncoder):
         self._max_length = max_length
         self._classes = self._encode_classes()
         self.placement = Placement(
-            ("labels",),
+            ("labels", "texts"),
             self._n_layers,
             self._n_positions - max(self._classes.lengths),
         )
 
     @torch.no_grad()
-    def encode(self, examples: Sequence[Example]) -> Split:
-        tokens = self._tokenize(examples, max_length=self._max_length)
-        features = self._features(tokens, None, "texts", max_sequences=_MAX_TEXTS)
+    def encode(self, examples: Sequence[Example], *, under: Prompt | None = None) -> Split:
+        """Examples to features, once.
+
+        Args:
+            examples: The examples.
+            under: A prompt (``P = 1``) that stands before each text and no longer changes.
+        """
+        n_reserved = 0 if under is None else under.words().shape[1]
+        tokens = self._tokenize(examples, max_length=self._max_length, n_reserved=n_reserved)
+        features = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
         field = Field(F.normalize(features[0], dim=-1))  # (B, d)
         return Split(tokens.examples, tokens.labels, {"features": field}, (1,) * len(tokens))
 
