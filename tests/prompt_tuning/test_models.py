@@ -384,7 +384,7 @@ def test_a_kind_that_puts_nothing_on_a_side_leaves_it(model_name: str) -> None:
     prompt = of_kind(AbsentPrompt(), three_prompts(model).with_head(any_head(model)))
     log_probs = model.log_probs(prompt, split)
     assert log_probs.shape == (3, 3, len(LABELS))
-    assert torch.equal(log_probs[0], log_probs[2])
+    assert_same(log_probs[0], log_probs[2])
 
 
 # Law: frozen is frozen.
