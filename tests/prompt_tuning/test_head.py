@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from hypothesis import given
 from hypothesis import settings
@@ -120,15 +119,14 @@ def test_a_head_is_scikit_learns(n: int, width: int, n_labels: int) -> None:
 
 @settings(max_examples=20)
 @given(st.integers(1, 12), st.integers(1, 10), st.integers(1, 4), st.data())
-def test_any_labels_have_a_head(n: int, width: int, n_labels: int, data: Any) -> None:
+def test_any_labels_have_a_head(n: int, width: int, n_labels: int, data: st.DataObject) -> None:
     """Also where labels have no example, or all examples are alike."""
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     rows = torch.randn(1, n, width, generator=generator)
     if data.draw(st.booleans()):
         rows = rows[:, :1].expand(1, n, width)
-    labels = torch.tensor(
-        data.draw(st.lists(st.integers(0, n_labels - 1), min_size=n, max_size=n))
-    )
+    label = st.integers(0, n_labels - 1)
+    labels = torch.tensor(data.draw(st.lists(label, min_size=n, max_size=n)))
     heads = fit_heads(rows, labels, n_labels)
     assert all(head.isfinite().all() for head in heads.values())
     assert slope(rows[0], labels, one(heads, 0)) < 1e-5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -9,9 +10,9 @@ import math
 import pickle
 import sys
 from threading import Barrier
-from typing import Any
 
 import pytest
+from torch import nn
 
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -148,14 +149,18 @@ def test_an_encoder_has_one_meter_for_good(n_models: int) -> None:
     assert passes.forward == 1  # Whoever makes the pass.
 
 
-@pytest.mark.parametrize(
-    "copied",
-    [deepcopy, lambda encoder: pickle.loads(pickle.dumps(encoder))],
-    ids=["deep", "pickle"],
-)
-def test_a_copied_encoder_keeps_one_meter_of_its_own(copied: Any) -> None:
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": deepcopy,
+    "pickle": lambda encoder: pickle.loads(pickle.dumps(encoder)),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
+def test_a_copied_encoder_keeps_one_meter_of_its_own(
+    copy: Callable[[nn.Module], nn.Module],
+) -> None:
     model = make_dual()
-    encoder = copied(model.encoder)
+    encoder = copy(model.encoder)
     again = DualEncoderClassifier(
         Pretrained.of(encoder, make_pretrained().tokenizer, name="bert"), LABELS
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import math
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,7 +99,9 @@ def test_a_head_is_no_virtual_token() -> None:
 
 
 @given(SHAPES, st.data())
-def test_picked_prompts_are_those_prompts(shape: tuple[int, int, int], data: Any) -> None:
+def test_picked_prompts_are_those_prompts(
+    shape: tuple[int, int, int], data: st.DataObject
+) -> None:
     prompt = make_prompt(*shape).with_head(make_head(shape[0]))
     index = data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=6))
     picked = prompt[index]
