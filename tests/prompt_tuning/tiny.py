@@ -43,6 +43,7 @@ from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
+from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
 TOPICS = {
@@ -201,6 +202,30 @@ def hard(model: TaskModel, *texts: str, tokenizer: Any = None) -> Prompt:
     encode = tokenizer or ENCODERS[model.name][1]()
     ids = [encode(text, add_special_tokens=False)["input_ids"] for text in texts]
     return soft(model, model.embed(ids))
+
+
+def any_head(model: TaskModel, n_prompts: int = 1, seed: int = 0) -> Tensors:
+    """Heads that are not the outcome of a fit, which could even differences out."""
+    if isinstance(model, DualEncoderClassifier):
+        return {}
+    width: int = model.encoder.config.hidden_size
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "weight": torch.randn(n_prompts, len(LABELS), width, generator=generator),
+        "bias": torch.randn(n_prompts, len(LABELS), generator=generator),
+    }
+
+
+@torch.no_grad()
+def features(model: SequenceClassifier, prompt: Prompt, split: Split) -> Tensor:
+    """Unit features of texts under prompts, (P, B, d), read off the log-probabilities."""
+    width: int = model.encoder.config.hidden_size
+    # The logits are the features themselves, and a zero for reference.
+    weight = torch.eye(width + 1, width)[None]
+    log_probs = model.log_probs(
+        prompt.with_head({"weight": weight, "bias": torch.zeros(1, width + 1)}), split
+    )
+    return (log_probs[..., :-1] - log_probs[..., -1:]) / width**0.5
 
 
 def make_examples(n: int, seed: int, *, pairs: bool = False) -> tuple[Example, ...]:
