@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import breaker
+from optuna_llm_catalyst import history
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import OllamaProvider
@@ -238,7 +239,7 @@ def sampler_of(
 
 
 def proposal(trial: FrozenTrial) -> dict[str, Any]:
-    found = records.load(trial, "proposal")
+    found = records.load(trial, "proposal", dict[str, Any])
     assert found is not None
     return found
 
@@ -251,7 +252,7 @@ def check_finished(study: optuna.Study, n_trials: int, space: PromptSpace = SPAC
         assert trial.user_attrs["prompt"].isprintable()
         assert trial.user_attrs["origin"] in ("startup", "llm", "mutation")
     assert len({trial.user_attrs["prompt"] for trial in study.trials}) == n_trials
-    space.check(study.trials)
+    history.check_trials(space, study.trials)
 
 
 def run_case(

@@ -426,7 +426,7 @@ def test_a_trial_that_is_run_again_after_a_crash_did_not_ask(
 
 def test_mistakes_are_told_with_the_stage_that_made_them(storage: BaseStorage) -> None:
     study = optuna.create_study(storage=storage)
-    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], ["a", "b", "c"])
+    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], [("a", "b")] * 3)
     for text, mistakes in (("calm answer", made), ("quick topic", None)):
         trial = add(study, text, None, state=TrialState.RUNNING)
         if mistakes is not None:

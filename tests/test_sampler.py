@@ -154,7 +154,7 @@ def prompts(study: optuna.Study) -> list[str]:
 
 
 def proposal(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    found = records.load(trial, "proposal")
+    found = records.load(trial, "proposal", dict[str, Any])
     assert found is not None
     return found
 
@@ -233,7 +233,7 @@ def test_two_threads_finish_their_trials(storage: BaseStorage) -> None:
     study.optimize(ToyObjective(SPACE), n_trials=6, n_jobs=2)
     assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all(SPACE.decode(trial).text == trial.user_attrs["prompt"] for trial in study.trials)
-    SPACE.check(study.trials)
+    history.check_trials(SPACE, study.trials)
 
 
 @pytest.mark.parametrize(

@@ -281,7 +281,7 @@ class PromptTuningObjective:
 
     def _mistakes(self, predictions: Sequence[int]) -> Mistakes:
         names, examples = self.task.labels, self.task.validation
-        texts = [example.text for example in examples] if self._share_examples else []
+        texts = [(e.text, e.text_pair) for e in examples] if self._share_examples else []
         return Mistakes.of(
             [names[example.label] for example in examples],
             [names[index] for index in predictions],
