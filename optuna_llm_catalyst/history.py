@@ -140,41 +140,44 @@ def from_study(
     """
     minimize = study.direction == StudyDirection.MINIMIZE
     token_ids_of = _token_ids_getter(space)
-    stages: list[_Stage] = []
+    tried: list[TokenIds] = []
+    valued: list[FrozenTrial] = []
+    outcomes: list[Outcome] = []
     failures: Counter[TokenIds] = Counter()
     flying: list[FrozenTrial] = []
-    last: FrozenTrial | None = None
     proposals: list[PastProposal] = []
+    last: FrozenTrial | None = None
     for trial in records.all_trials(study):
-        if records.has_own_proposal(trial) and trial.number != exclude:
-            proposals.append(PastProposal(trial.number, records.proposal_succeeded(trial)))
-        if trial.state in _UNFINISHED:
-            if trial.number != exclude:
+        if trial.number != exclude:
+            if records.has_own_proposal(trial):
+                succeeded = records.proposal_succeeded(trial)
+                proposals.append(PastProposal(trial.number, succeeded))
+            if trial.state in _UNFINISHED:
                 flying.append(trial)
-            continue
+        # What is no prompt failed before it had one, or is a trial of something else.
+        token_ids = token_ids_of(trial.params)
         if trial.state in _FINISHED:
             last = trial
-        token_ids = token_ids_of(trial.params)
-        if token_ids is None:
-            continue  # It failed before it had a prompt, or is a trial of something else.
-        if trial.state in _FINISHED:
-            stages.append(_Stage(trial, token_ids, _value(trial, minimize)))
-        else:
+            if token_ids is None:
+                continue
+            tried.append(token_ids)
+            value = _value(trial, minimize)
+            # A refined stage did not start from its words: it says nothing about them.
+            if value == value and trial.user_attrs.get("origin") != "refine":
+                valued.append(trial)
+                outcomes.append(Outcome(trial.number, token_ids, value))
+        elif trial.state == TrialState.FAIL and token_ids is not None:
             failures[token_ids] += 1
     if last is not None:
         check_trials(space, [last])
     in_flight = _in_flight(flying, space)
     return History(
-        points=_top_points(stages, space, minimize=minimize, top_k=top_k),
+        points=_top_points(valued, outcomes, space, minimize=minimize, top_k=top_k),
         in_flight=in_flight,
-        tried=frozenset([stage.token_ids for stage in stages] + [p.token_ids for p in in_flight]),
+        tried=frozenset(tried).union(prompt.token_ids for prompt in in_flight),
         failures=failures,
-        n_finished=len(stages),
-        outcomes=tuple(
-            Outcome(stage.trial.number, stage.token_ids, stage.value)
-            for stage in stages
-            if not (math.isnan(stage.value) or stage.is_refined)
-        ),
+        n_finished=len(tried),
+        outcomes=tuple(outcomes),
         proposals=tuple(proposals),
         minimize=minimize,
     )
@@ -224,19 +227,6 @@ def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
             )
 
 
-class _Stage(NamedTuple):
-    """A finished trial of a prompt; its value is NaN if it has none."""
-
-    trial: FrozenTrial
-    token_ids: TokenIds
-    value: float
-
-    @property
-    def is_refined(self) -> bool:
-        """Whether it did not start from its words: then it says nothing about them."""
-        return self.trial.user_attrs.get("origin") == "refine"
-
-
 def _value(trial: FrozenTrial, minimize: bool) -> float:
     """A trial's value; of a pruned one the best that it reported, as Optuna keeps the last."""
     if trial.state == TrialState.PRUNED:
@@ -279,19 +269,23 @@ def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[Resta
 
 
 def _top_points(
-    stages: Sequence[_Stage], space: PromptSpace, *, minimize: bool, top_k: int
+    trials: Sequence[FrozenTrial],
+    outcomes: Sequence[Outcome],
+    space: PromptSpace,
+    *,
+    minimize: bool,
+    top_k: int,
 ) -> tuple[HistoryPoint, ...]:
     sign = 1.0 if minimize else -1.0
-    ranks = np.array([sign * stage.value for stage in stages])
     points: dict[TokenIds, HistoryPoint] = {}
     ranked: list[FrozenTrial] = []
     # The same prompt may have been trained more than once: its best stage speaks for it.
-    for i in np.argsort(ranks, kind="stable"):
-        if len(points) == top_k or math.isnan(ranks[i]):
+    for i in np.argsort([sign * outcome.value for outcome in outcomes], kind="stable"):
+        if len(points) == top_k:
             break
-        if stages[i].token_ids not in points and not stages[i].is_refined:
-            points[stages[i].token_ids] = _stage_point(stages[i], space)
-            ranked.append(stages[i].trial)
+        if outcomes[i].token_ids not in points:
+            points[outcomes[i].token_ids] = _stage_point(trials[i], outcomes[i], space)
+            ranked.append(trials[i])
     # A value after training and a value without are different things: prompts that were never
     # trained fill up a short history and are ranked among themselves.
     if len(points) < top_k:
@@ -302,22 +296,20 @@ def _top_points(
     return tuple(points.values())
 
 
-def _stage_point(stage: _Stage, space: PromptSpace) -> HistoryPoint:
-    trial = stage.trial
+def _stage_point(trial: FrozenTrial, outcome: Outcome, space: PromptSpace) -> HistoryPoint:
     trajectory = records.load_trajectory(trial)
     points = trajectory.points if trajectory else ()
     best = trajectory.best if trajectory else None
     reported = trial.intermediate_values
+    prompt = space.from_token_ids(outcome.token_ids)
     proposal = records.load(trial, "proposal", records.ProposalRecord)
-    is_proposed = proposal is not None and proposal.token_ids == stage.token_ids
+    if proposal and proposal.token_ids == outcome.token_ids:
+        prompt = replace(prompt, n_truncated=proposal.n_truncated)
     return HistoryPoint(
-        prompt=replace(
-            space.from_token_ids(stage.token_ids),
-            n_truncated=proposal.n_truncated if proposal and is_proposed else 0,
-        ),
+        prompt=prompt,
         kind="stage",
         trial_number=trial.number,
-        value=stage.value,
+        value=outcome.value,
         before=reported[min(reported)] if reported else None,
         accuracy_before=points[0].accuracy if points else None,
         accuracy=best.accuracy if best else None,
