@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from collections.abc import Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 import json
-import logging
 from pathlib import Path
 import re
 import socket
@@ -34,6 +32,7 @@ from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.cli.export import reply_rows
+from tests.conftest import logged
 from tests.conftest import sqlite_storage
 from tests.ollama_server import Fault
 from tests.ollama_server import OllamaServer
@@ -519,26 +518,9 @@ def test_a_candidate_that_gives_orders_is_one_quoted_line_of_data() -> None:
     assert len(prompt_of(first).splitlines()) == len(prompt_of(before).splitlines()) + 1
 
 
-LOGGER = logging.getLogger("optuna.optuna_llm_catalyst.planner")
+PLANNER = "optuna.optuna_llm_catalyst.planner"
 BUSY = Fault(503, {"error": "busy"})
 N_TRIALS = 30
-
-
-@contextmanager
-def warnings_of_the_planner() -> Iterator[list[str]]:
-    """The warnings that a user would see, in their order."""
-    seen: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            seen.append(record.getMessage())
-
-    handler = Keep(logging.WARNING)
-    LOGGER.addHandler(handler)
-    try:
-        yield seen
-    finally:
-        LOGGER.removeHandler(handler)
 
 
 def trials_that_ask(n_trials: int, start: int = 1) -> list[int]:
@@ -570,7 +552,7 @@ def origins(study: optuna.Study) -> list[str]:
 def test_a_server_that_always_fails_costs_the_breaker_s_probes_only(
     answer: Reply, max_tries: int, chats_an_ask: int
 ) -> None:
-    with OllamaServer(lambda _: answer) as server, warnings_of_the_planner() as warned:
+    with OllamaServer(lambda _: answer) as server, logged(PLANNER) as warned:
         study = study_of(server.url, max_tries=max_tries)
         study.optimize(ToyObjective(SPACE), n_trials=1 + N_TRIALS)
         n_chats = len(server.chats)
@@ -602,7 +584,7 @@ def test_an_llm_that_always_fails_is_a_study_of_mutation_alone() -> None:
 
 def test_it_is_said_once_that_the_breaker_opens_and_once_that_it_closes() -> None:
     replies = [reply(prompt) for prompt in PROMPTS[1:4]]
-    with OllamaServer() as server, warnings_of_the_planner() as warned:
+    with OllamaServer() as server, logged(PLANNER) as warned:
         server.replies = [Fault(400)] * 4 + replies
         study = study_of(server.url)
         study.optimize(ToyObjective(SPACE), n_trials=14)
@@ -611,8 +593,8 @@ def test_it_is_said_once_that_the_breaker_opens_and_once_that_it_closes() -> Non
     assert asked(study) == [1, 2, 3, 6, 11, 12, 13]
     assert origins(study)[11:] == ["llm"] * 3
     assert len([text for text in warned if "failed 3 times in a row" in text]) == 1
-    assert [text for text in warned if "answers again" in text] == [
-        "Trial 11: the proposer answers again."
+    assert [text for text in warned if "works again" in text] == [
+        "Trial 11: the proposer works again."
     ]
     assert len(warned) == 5
     transitions = [proposal(study.trials[number])["breaker"] for number in asked(study)]
@@ -620,7 +602,7 @@ def test_it_is_said_once_that_the_breaker_opens_and_once_that_it_closes() -> Non
 
 
 def test_two_failures_and_an_answer_open_nothing() -> None:
-    with OllamaServer() as server, warnings_of_the_planner() as warned:
+    with OllamaServer() as server, logged(PLANNER) as warned:
         server.replies = lambda _: (
             Fault(400) if len(server.chats) % 3 else reply(PROMPTS[len(server.chats)])
         )
