@@ -85,11 +85,12 @@ def _export_soft_prompt(
     facts = {
         "study": study.study_name,
         "stage": asdict(next(row for row in rows if row.number == trial_number)),
-        "text": trained.text,
-        "token_ids": trained.token_ids,
-        "model": trained.model_name,
-        "labels": trained.labels,
-        "shape": list(trained.embeddings.shape),
+        "text": trained.facts.text,
+        "token_ids": trained.facts.token_ids,
+        "model": trained.facts.model_name,
+        "labels": trained.facts.labels,
+        "kind": trained.prompt.kind.name,
+        "shape": list(trained.prompt.words()[0].shape),
     }
     try:
         output.mkdir(parents=True, exist_ok=True)

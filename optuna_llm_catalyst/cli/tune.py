@@ -224,14 +224,11 @@ def _classifier(options: TuneOptions, pretrained: Pretrained, task: Task) -> Tas
     from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
     from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 
-    encoder, tokenizer, name = pretrained.encoder, pretrained.tokenizer, pretrained.name
     if options.model_type == ModelType.DUAL_ENCODER:
-        return DualEncoderClassifier(encoder, tokenizer, task.labels, name=name)
+        return DualEncoderClassifier(pretrained, task.labels)
     return SequenceClassifier(
-        encoder,
-        tokenizer,
+        pretrained,
         task.labels,
-        name=name,
         max_virtual_tokens=options.num_virtual_tokens,
     )
 
