@@ -40,7 +40,9 @@ def fail_dead_trials(study: optuna.Study) -> list[int]:
     """
     dead = []
     for trial in records.all_trials(study):
-        if trial.state == TrialState.RUNNING and _is_dead(records.load(trial, "worker")):
+        if trial.state == TrialState.RUNNING and _is_dead(
+            records.load(trial, "worker", dict[str, Any])
+        ):
             # Another worker may be faster by now.
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             dead.append(trial.number)
