@@ -167,7 +167,7 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
         trained = TrainedPrompt(Prompt(KINDS[metadata.kind], tensors), metadata.facts)
         shape = tuple(trained.prompt.words().shape)
-    except (KeyError, ValueError, TypeError, RecursionError, StopIteration) as error:
+    except (KeyError, ValueError, RecursionError, StopIteration) as error:
         raise CheckpointError(f"{not_ours}: {first_line(error)}.") from error
     if metadata.format != _FORMAT:
         raise CheckpointError(f"{not_ours}: it has format {metadata.format!r}.")
