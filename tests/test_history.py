@@ -136,15 +136,27 @@ def test_an_empty_study_is_an_empty_history() -> None:
     assert past == history.History()
 
 
-def test_a_pruned_stage_counts_with_its_last_report_and_says_so() -> None:
-    study = optuna.create_study()
-    add(study, "calm answer", None, state=TrialState.PRUNED, reported=[0.9, 0.7])
-    add(study, "quick topic", 0.8)
+@pytest.mark.parametrize(
+    ("direction", "reported", "value"),
+    [
+        ("minimize", [0.9, 0.7, 0.75], 0.7),
+        ("maximize", [0.1, 0.7, 0.65], 0.7),
+        ("minimize", [0.9, float("nan"), 0.7, float("nan")], 0.7),
+        ("minimize", [0.7], 0.7),
+    ],
+)
+def test_a_pruned_stage_counts_with_its_best_report(
+    direction: str, reported: list[float], value: float
+) -> None:
+    study = optuna.create_study(direction=direction)
+    add(study, "calm answer", None, state=TrialState.PRUNED, reported=reported)
+    add(study, "quick topic", 0.8 if direction == "minimize" else 0.6)
     past = history.from_study(study, SPACE, top_k=5)
     assert [(p.prompt.text, p.value, p.pruned) for p in past.points] == [
-        ("calm answer", 0.7, True),
-        ("quick topic", 0.8, False),
+        ("calm answer", value, True),
+        ("quick topic", 0.8 if direction == "minimize" else 0.6, False),
     ]
+    assert past.outcomes[0].value == value
 
 
 def test_a_stage_pruned_before_any_report_was_tried_but_is_not_ranked() -> None:
@@ -231,6 +243,18 @@ def test_what_a_stage_found_out_is_told_with_its_prompt() -> None:
     assert (told.accuracy_before, told.accuracy) == (0.5, 0.75)
     assert told.swaps == (helps,)
     assert told.drift == (drift,)
+
+
+@pytest.mark.parametrize(("text", "n_truncated"), [("calm answer", 2), ("quick topic", 0)])
+def test_a_prompt_that_was_cut_says_so(text: str, n_truncated: int) -> None:
+    """If the record is of the prompt that ran."""
+    study = optuna.create_study()
+    trial = add(study, "calm answer", None, state=TrialState.RUNNING)
+    records.save(trial, "proposal", {"token_ids": list(ids(text)), "n_truncated": 2})
+    study.tell(trial, 0.5)
+    (told,) = history.from_study(study, SPACE, top_k=1).points
+    assert told.prompt.text == "calm answer"
+    assert told.prompt.n_truncated == n_truncated
 
 
 def test_a_stage_that_recorded_nothing_is_told_all_the_same() -> None:
@@ -426,7 +450,7 @@ def test_a_trial_that_is_run_again_after_a_crash_did_not_ask(
 
 def test_mistakes_are_told_with_the_stage_that_made_them(storage: BaseStorage) -> None:
     study = optuna.create_study(storage=storage)
-    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], ["a", "b", "c"])
+    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], [("a", "b")] * 3)
     for text, mistakes in (("calm answer", made), ("quick topic", None)):
         trial = add(study, text, None, state=TrialState.RUNNING)
         if mistakes is not None:

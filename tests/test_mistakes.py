@@ -24,7 +24,8 @@ def of(examples: list[Example], *, shared: bool = True, **limits: int) -> Mistak
     texts, labels, predicted = (
         [list(column) for column in zip(*examples, strict=True)] if examples else ([], [], [])
     )
-    return Mistakes.of(labels, predicted, texts if shared else (), **limits)
+    shown = [(text, None) for text in texts] if shared else []
+    return Mistakes.of(labels, predicted, shown, **limits)
 
 
 @given(examples=EXAMPLES)
@@ -95,7 +96,7 @@ def test_within_a_confusion_the_first_texts_are_kept(examples: list[Example]) ->
 
 def test_by_default_five_texts_and_twenty_confusions_are_kept() -> None:
     labels = [str(i) for i in range(30)]
-    mistakes = Mistakes.of(labels, labels[::-1], labels)
+    mistakes = Mistakes.of(labels, labels[::-1], [(label, None) for label in labels])
     assert len(mistakes.confusions) == 20
     assert len(mistakes.texts) == 5
 
@@ -112,8 +113,8 @@ def test_equal_counts_are_in_the_order_of_their_labels() -> None:
 
 @pytest.mark.parametrize("n", [0, 499, 500, 501, 5_000])
 def test_a_long_text_is_cut(n: int) -> None:
-    (kept,) = Mistakes.of(["a"], ["b"], ["z" * n]).texts
-    assert kept == MisreadText("z" * min(n, 500), "a", "b")
+    (kept,) = Mistakes.of(["a"], ["b"], [("z" * n, "y" * n)]).texts
+    assert kept == MisreadText("z" * min(n, 500), "a", "b", "y" * min(n, 500))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_a_long_text_is_cut(n: int) -> None:
     ids=["no examples", "no errors"],
 )
 def test_without_errors_there_are_no_mistakes(labels: list[str], predicted: list[str]) -> None:
-    assert Mistakes.of(labels, predicted, labels) == Mistakes()
+    assert Mistakes.of(labels, predicted, [(label, None) for label in labels]) == Mistakes()
 
 
 def test_predictions_of_other_examples_are_refused() -> None:
@@ -133,14 +134,14 @@ def test_predictions_of_other_examples_are_refused() -> None:
 @pytest.mark.parametrize("n_texts", [1, 3])
 def test_texts_of_other_examples_are_refused(n_texts: int) -> None:
     with pytest.raises(ValueError, match="argument"):
-        Mistakes.of(["a", "b"], ["b", "a"], ["text"] * n_texts)
+        Mistakes.of(["a", "b"], ["b", "a"], [("text", None)] * n_texts)
 
 
 NAMES = st.text(max_size=5)
 ANY_MISTAKES = st.builds(
     Mistakes,
     st.lists(st.builds(Confusion, NAMES, NAMES, st.integers(), st.integers())).map(tuple),
-    st.lists(st.builds(MisreadText, st.text(), NAMES, NAMES)).map(tuple),
+    st.lists(st.builds(MisreadText, st.text(), NAMES, NAMES, st.none() | st.text())).map(tuple),
 )
 
 
@@ -150,8 +151,8 @@ def test_mistakes_are_read_as_they_were_written(mistakes: Mistakes) -> None:
 
 
 def test_the_form_on_a_trial_is_this() -> None:
-    mistakes = Mistakes.of(["food", "food"], ["tool", "food"], ["soup", "rice"])
+    mistakes = Mistakes.of(["food", "food"], ["tool", "food"], [("soup", "hot"), ("rice", None)])
     assert mistakes.to_json() == {
         "confusions": [["food", "tool", 1, 2]],
-        "texts": [["soup", "food", "tool"]],
+        "texts": [["soup", "food", "tool", "hot"]],
     }

@@ -51,7 +51,7 @@ def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
     """What the LLM answered or why it did not, a row for each time that a trial asked."""
     # A trial that Optuna runs again after a crash carries the record of the first.
     for trial in filter(records.has_own_proposal, records.all_trials(study)):
-        asks = (records.load(trial, "proposal") or {}).get("attempts", ())
+        asks = (records.load(trial, "proposal", dict[str, Any]) or {}).get("attempts", ())
         for attempt, ask in enumerate(asks):
             row = {"trial": trial.number, "attempt": attempt}
             if "error" in ask:

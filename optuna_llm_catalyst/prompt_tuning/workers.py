@@ -22,13 +22,10 @@ from optuna.trial import TrialState
 import psutil
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.schema import decode
-from optuna_llm_catalyst.schema import SchemaError
 
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
 
 _HAS_PROC = sys.platform.startswith("linux")
 
@@ -77,7 +74,7 @@ def fail_dead_trials(study: optuna.Study) -> list[int]:
     for trial in records.all_trials(study):
         if trial.state != TrialState.RUNNING:
             continue
-        worker = _worker(trial)
+        worker = records.load(trial, "worker", Worker)
         if worker is not None and _is_dead(worker, here):
             # Another worker may be faster by now.
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -92,14 +89,6 @@ def this_process() -> Worker:
     except (OSError, psutil.Error):  # As where there is no /proc.
         boot, namespace, started = "", "", 0.0
     return Worker(platform.node(), boot, namespace, os.getpid(), started)
-
-
-def _worker(trial: FrozenTrial) -> Worker | None:
-    payload = records.load(trial, "worker")
-    try:
-        return None if payload is None else decode(Worker, payload)
-    except SchemaError:
-        return None  # Written by another version.
 
 
 def _is_dead(worker: Worker, here: Worker) -> bool:

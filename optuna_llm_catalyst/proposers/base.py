@@ -16,7 +16,7 @@ from optuna_llm_catalyst.prompt_space import RestartPrompt
 
 @dataclass(frozen=True)
 class ProposalRequest:
-    """What a proposer is asked.
+    """What is requested of a proposer.
 
     Attributes:
         space: The space of the prompts.
@@ -42,10 +42,10 @@ class ProposalRequest:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a proposer answers.
+    """What a proposer gives for one trial.
 
     Attributes:
-        prompts: Candidates, best guess first; fewer than asked for is allowed.
+        prompts: Candidates, best guess first; fewer than requested are allowed.
         origin: How they came about: ``llm``, ``mutation``, …
         details: JSON-able facts for the trial's record.
     """

@@ -243,7 +243,7 @@ def test_an_objective_claims_its_trial_before_it_works(tmp_path: Path) -> None:
     claims = []
 
     def look(trial: BaseTrial, evaluation: Evaluation) -> None:
-        claims.append(records.load(trial, "worker"))
+        claims.append(records.load(trial, "worker", dict))
 
     study = optuna.create_study()
     study.optimize(make_objective(store=store, observe=look), n_trials=1)
