@@ -82,7 +82,7 @@ def test_thinning_spreads_evenly(n: int, limit: int) -> None:
 
 
 @given(st.lists(ANY_FLOAT, max_size=10))
-def test_the_best_point_is_the_first_of_the_lowest_finite_loss(losses: list[float]) -> None:
+def test_the_best_point_is_the_first_of_lowest_loss(losses: list[float]) -> None:
     finite = [(loss, step) for step, loss in enumerate(losses) if math.isfinite(loss)]
     best = of_losses(*losses).best
     assert best == (of_losses(*losses).points[min(finite)[1]] if finite else None)
