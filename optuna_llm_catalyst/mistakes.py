@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import encode
 from optuna_llm_catalyst.schema import Row
 
@@ -89,14 +87,4 @@ class Mistakes:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of strings, numbers and lists."""
-        encoded: dict[str, Any] = encode(self)
-        return encoded
-
-    @staticmethod
-    def from_json(payload: Mapping[str, Any]) -> Mistakes:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            SchemaError: If the payload has another form.
-        """
-        return decode(Mistakes, payload)
+        return dict(encode(self))

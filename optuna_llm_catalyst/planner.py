@@ -26,9 +26,9 @@ from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import MutationProposer
 from optuna_llm_catalyst.proposers import Proposal
-from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import Proposer
+from optuna_llm_catalyst.proposers.base import proposal_of
 from optuna_llm_catalyst.proposers.mutation import random_prompt
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import SchemaError
@@ -44,40 +44,27 @@ _MAX_FAILURES = 2
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
+@dataclass(eq=False)
 class RestartPlanner:
     """Chooses restart prompts. Holds configuration only, but for what is prefetched.
 
-    The arguments are those of :class:`~optuna_llm_catalyst.LLMCatalystSampler`.
+    The fields are arguments of :class:`~optuna_llm_catalyst.LLMCatalystSampler`.
     """
 
-    def __init__(
-        self,
-        space: PromptSpace,
-        proposer: Proposer,
-        *,
-        n_startup_trials: int,
-        startup_prompts: Sequence[RestartPrompt],
-        n_candidates: int,
-        top_k: int,
-        screen: Screen | None,
-        seed: int | None,
-        prefetch: bool,
-        ignore_failures_before: int,
-    ) -> None:
-        self._space = space
-        self._proposer = proposer
-        self._n_startup_trials = n_startup_trials
-        self._startup_prompts = tuple(startup_prompts)
-        self._n_candidates = n_candidates
-        self._top_k = top_k
-        self._screen = screen
-        self._seed = seed
-        self._ignore_failures_before = ignore_failures_before
-        self._prefetch = Prefetch() if prefetch else None
+    space: PromptSpace
+    proposer: Proposer
+    startup_prompts: Sequence[RestartPrompt]
+    n_startup_trials: int
+    n_candidates: int
+    top_k: int
+    screen: Screen | None
+    seed: int | None
+    ignore_failures_before: int
+    prefetch: Prefetch | None
 
     def __getstate__(self) -> dict[str, Any]:
         # A shallow copy, too, has no proposals under way.
-        return {**self.__dict__, "_prefetch": copy.copy(self._prefetch)}
+        return {**self.__dict__, "prefetch": copy.copy(self.prefetch)}
 
     def restart_prompt(
         self, study: optuna.Study, trial: FrozenTrial, fixed: Mapping[int, int]
@@ -95,8 +82,8 @@ class RestartPlanner:
             return known
         past = self._read(study, exclude=trial.number)
         startup = self._startup_prompts_left(past, fixed)
-        if startup or past.n_finished < self._n_startup_trials:
-            spare = self._random(fixed, seed_sequence(self._seed, trial.number, "startup"))
+        if startup or past.n_finished < self.n_startup_trials:
+            spare = self._random(fixed, seed_sequence(self.seed, trial.number, "startup"))
             ranked, record = [*startup, spare], {"origin": "startup"}
         else:
             ranked, record = self._propose(study, past, trial, fixed)
@@ -106,10 +93,10 @@ class RestartPlanner:
 
     def _published(self, trial: FrozenTrial, fixed: Mapping[int, int]) -> RestartPrompt | None:
         record = records.load(trial, "proposal", records.ProposalRecord)
-        if record is None or not self._space.is_prompt(record.token_ids):
+        if record is None or not self.space.is_prompt(record.token_ids):
             return None
-        prompt = self._space.from_token_ids(record.token_ids)
-        return prompt if self._space.with_tokens(prompt, fixed) == prompt else None
+        prompt = self.space.from_token_ids(record.token_ids)
+        return prompt if self.space.with_tokens(prompt, fixed) == prompt else None
 
     def _publish(
         self,
@@ -129,27 +116,22 @@ class RestartPlanner:
             records.save_proposal(study, trial, {**record, **chosen})
             # Another worker may have published the same prompt since the history was read. As
             # everyone publishes first and looks then, at least one of the two sees it and yields.
-            flying = history.running(study, self._space, exclude=trial.number)
+            flying = history.running(study, self.space, exclude=trial.number)
             if prompt.token_ids not in flying:
                 return prompt
         return ranked[-1]
 
     def _read(self, study: optuna.Study, *, exclude: int | None = None) -> history.History:
-        return history.from_study(study, self._space, top_k=self._top_k, exclude=exclude)
+        return history.from_study(study, self.space, top_k=self.top_k, exclude=exclude)
 
     def _request(
         self, past: history.History, number: int, purpose: str, fixed: Mapping[int, int]
     ) -> ProposalRequest:
         """What is requested of the proposer for a trial of that number."""
-        seed = seed_sequence(self._seed, number, purpose).generate_state(1)[0] & 0x7FFFFFFF
+        seed = seed_sequence(self.seed, number, purpose).generate_state(1)[0] & 0x7FFFFFFF
+        screened = self.screen is not None
         return ProposalRequest(
-            self._space,
-            past,
-            self._n_candidates,
-            int(seed),
-            number,
-            fixed=fixed,
-            screened=self._screen is not None,
+            self.space, past, self.n_candidates, int(seed), number, fixed, screened
         )
 
     def _startup_prompts_left(
@@ -158,17 +140,15 @@ class RestartPlanner:
         """The startup prompts, with the fixed tokens, that nobody tried or tries."""
         return [
             prompt
-            for startup in self._startup_prompts
-            for prompt in [self._space.with_tokens(startup, fixed)]
+            for startup in self.startup_prompts
+            for prompt in [self.space.with_tokens(startup, fixed)]
             if past.tried.isdisjoint([startup.token_ids, prompt.token_ids])
             and past.failures.get(prompt.token_ids, 0) < _MAX_FAILURES
         ]
 
-    def _random(
-        self, fixed: Mapping[int, int], seed: int | np.random.SeedSequence
-    ) -> RestartPrompt:
-        prompt = random_prompt(self._space, np.random.default_rng(seed))
-        return self._space.with_tokens(prompt, fixed)
+    def _random(self, fixed: Mapping[int, int], seed: Any) -> RestartPrompt:
+        prompt = random_prompt(self.space, np.random.default_rng(seed))
+        return self.space.with_tokens(prompt, fixed)
 
     def _propose(
         self,
@@ -180,10 +160,10 @@ class RestartPlanner:
         """Prompts to restart from, the preferred one first, and the trial's record."""
         request = self._request(past, trial.number, "propose", fixed)
         record: dict[str, Any] = {"failure": None}
-        if isinstance(self._proposer, MutationProposer):
-            proposal = _fresh(_proposal(self._proposer, request), past)
+        if isinstance(self.proposer, MutationProposer):
+            proposal = _fresh(proposal_of(self.proposer, request), past)
         elif breaker.is_open(self._counted(past), trial.number):
-            proposal = _fresh(_proposal(MutationProposer(), request), past)
+            proposal = _fresh(proposal_of(MutationProposer(), request), past)
             record["breaker"] = "open"
         else:
             proposal, record = self._request_proposal(study, trial, request)
@@ -208,8 +188,8 @@ class RestartPlanner:
         """The proposer's proposal, or a mutation; and what the trial's record says of it."""
         records.mark_proposal_started(study, trial)
         started = time.perf_counter()
-        prefetched = self._prefetch and self._prefetch.take(study, request.fixed)
-        proposal = prefetched.result() if prefetched else _proposal(self._proposer, request)
+        prefetched = self.prefetch and self.prefetch.take(study, request.fixed)
+        proposal = prefetched.result() if prefetched else proposal_of(self.proposer, request)
         waited = round(time.perf_counter() - started, 3)
         _count(study, trial, proposal)
         # A proposer may take its time, in which other workers went on.
@@ -222,34 +202,34 @@ class RestartPlanner:
         change = breaker.transition(self._counted(request.history), failed=failure is not None)
         _warn(trial.number, failure, change)
         if failure is not None:
-            mutated = _fresh(_proposal(MutationProposer(), request), request.history)
+            mutated = _fresh(proposal_of(MutationProposer(), request), request.history)
             fresh = replace(mutated, details=proposal.details)
         return fresh, {"failure": failure, "breaker": change, "waited_seconds": waited}
 
     def _counted(self, past: history.History) -> Sequence[history.PastProposal]:
         """The past proposals that count for the breaker."""
-        first = self._ignore_failures_before
+        first = self.ignore_failures_before
         return [proposal for proposal in past.proposals if proposal.trial_number >= first]
 
     def _request_next(self, study: optuna.Study, number: int) -> None:
         """Requests the next restart while a stage trains, from the history up to now."""
-        if self._prefetch is None or isinstance(self._proposer, MutationProposer):
+        if self.prefetch is None or isinstance(self.proposer, MutationProposer):
             return
-        fixed = self._space.fixed_ids(number, records.fixed_by_sampler(study))
-        if self._prefetch.is_under_way(study, fixed):
+        fixed = self.space.fixed_ids(number, records.fixed_by_sampler(study))
+        if self.prefetch.is_under_way(study, fixed):
             return
         past = self._read(study)
         n_known = past.n_finished + len(past.in_flight)
-        is_startup = self._startup_prompts_left(past, fixed) or n_known < self._n_startup_trials
+        is_startup = self._startup_prompts_left(past, fixed) or n_known < self.n_startup_trials
         if is_startup or breaker.is_open(self._counted(past), number):
             return
         request = self._request(past, number, "prefetch", fixed)
-        self._prefetch.start(study, fixed, lambda: _proposal(self._proposer, request))
+        self.prefetch.start(study, fixed, lambda: proposal_of(self.proposer, request))
 
     def _scores(self, prompts: Sequence[RestartPrompt]) -> list[float | None]:
-        if self._screen is None:
+        if self.screen is None:
             return [None] * len(prompts)
-        scores = [float(score) for score in self._screen(prompts)]
+        scores = [float(score) for score in self.screen(prompts)]
         if len(scores) != len(prompts):
             raise ValueError(
                 f"`screen` must return one value a candidate: got {len(scores)} for "
@@ -304,53 +284,6 @@ def _rank(score: float | None, past: history.History) -> float:
     if score is None:
         return math.inf
     return score if past.minimize else -score
-
-
-def _proposal(proposer: Proposer, request: ProposalRequest) -> Proposal:
-    """What a proposer proposes; whatever it raises is a failure. Touches no storage.
-
-    A failed proposal has no prompts. The details say why it failed (``failure``), how long it
-    took (``seconds``) and which history it was made from (``history_seen``).
-    """
-    started = time.perf_counter()
-    failure = None
-    try:
-        proposal = _checked(proposer.propose(request), request)
-    except ProposalError as error:
-        details = error.details if isinstance(error.details, Mapping) else {}
-        proposal, failure = Proposal((), "", details), str(error)
-    except Exception as error:  # A study must outlive whatever a third-party proposer raises.
-        _logger.debug("The proposer raised.", exc_info=True)
-        details = {"proposer": type(proposer).__name__}
-        proposal, failure = Proposal((), "", details), f"{type(error).__name__}: {error}"
-    facts = {
-        "failure": failure,
-        "seconds": round(time.perf_counter() - started, 3),
-        "history_seen": {
-            "trial": request.trial_number,
-            "n_finished": request.history.n_finished,
-            "n_in_flight": len(request.history.in_flight),
-        },
-    }
-    return replace(proposal, details={**records.jsonable(proposal.details), **facts})
-
-
-def _checked(proposal: Proposal, request: ProposalRequest) -> Proposal:
-    """The proposal in plain types, with the fixed tokens.
-
-    Raises:
-        ValueError: If a prompt is of another space.
-    """
-    space = request.space
-    prompts = tuple(
-        replace(
-            space.with_tokens(space.from_token_ids(prompt.token_ids), request.fixed),
-            n_truncated=int(prompt.n_truncated),
-            n_padding=int(prompt.n_padding),
-        )
-        for prompt in proposal.prompts
-    )
-    return Proposal(prompts, str(proposal.origin), dict(proposal.details))
 
 
 def _fresh(proposal: Proposal, past: history.History) -> Proposal:

@@ -16,6 +16,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.planner import RestartPlanner
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.planner import seed_sequence
+from optuna_llm_catalyst.prefetch import Prefetch
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
@@ -124,22 +125,20 @@ class LLMCatalystSampler(BaseSampler):
         if proposer is None:
             proposer = LLMProposer(llm, task_description) if llm else MutationProposer()
         self._space = space
-        self._planner = (
-            None
-            if space is None
-            else RestartPlanner(
-                space,
-                proposer,
-                n_startup_trials=n_startup_trials,
+        self._planner: RestartPlanner | None = None
+        if space is not None:
+            self._planner = RestartPlanner(
+                space=space,
+                proposer=proposer,
                 startup_prompts=[space.from_text(text, warn=True) for text in startup_prompts],
+                n_startup_trials=n_startup_trials,
                 n_candidates=n_candidates,
                 top_k=top_k,
                 screen=screen,
                 seed=seed,
-                prefetch=prefetch,
                 ignore_failures_before=ignore_failures_before,
+                prefetch=Prefetch() if prefetch else None,
             )
-        )
         self._independent_sampler = independent_sampler
         self._seed = seed
 

@@ -1,15 +1,13 @@
-"""What a stage leaves behind: a trajectory of points, projected to words. JSON in and out."""
+"""What a stage leaves behind: a trajectory of points, projected to words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from typing import Any
 
 from optuna_llm_catalyst.schema import AnyFloat
-from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import encode
 from optuna_llm_catalyst.schema import Row
 
@@ -108,17 +106,7 @@ class Trajectory:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of strings, numbers, lists and None; no NaN, which JSON does not know."""
-        encoded: dict[str, Any] = encode(self)
-        return encoded
-
-    @staticmethod
-    def from_json(payload: Mapping[str, Any]) -> Trajectory:
-        """The inverse of :meth:`to_json`; losses that were not finite come back as NaN.
-
-        Raises:
-            SchemaError: If the payload has another form.
-        """
-        return decode(Trajectory, payload)
+        return dict(encode(self))
 
 
 def finite_or_none(value: float | None) -> float | None:

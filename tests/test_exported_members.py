@@ -54,6 +54,8 @@ PUBLIC = {
         "DualEncoderClassifier",
         "Example",
         "GradientStage",
+        "Pretrained",
+        "Prompt",
         "PromptTuningObjective",
         "SequenceClassifier",
         "SoftPrompt",

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-import json
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,11 +142,6 @@ ANY_MISTAKES = st.builds(
     st.lists(st.builds(Confusion, NAMES, NAMES, st.integers(), st.integers())).map(tuple),
     st.lists(st.builds(MisreadText, st.text(), NAMES, NAMES, st.none() | st.text())).map(tuple),
 )
-
-
-@given(mistakes=ANY_MISTAKES)
-def test_mistakes_are_read_as_they_were_written(mistakes: Mistakes) -> None:
-    assert Mistakes.from_json(json.loads(json.dumps(mistakes.to_json()))) == mistakes
 
 
 def test_the_form_on_a_trial_is_this() -> None:

@@ -68,9 +68,7 @@ def test_token_ids_and_params_are_the_same_thing(
 @given(text=TEXTS, length=LENGTHS)
 @example(text=".", length=1)
 @example(text="▁ ▁ ▁ ▁ ▁ ▁ ▁", length=11)
-def test_the_text_that_is_kept_is_the_text_that_is_used(
-    tokenizer: Any, text: str, length: int
-) -> None:
+def test_the_text_that_is_kept_is_used(tokenizer: Any, text: str, length: int) -> None:
     space = PromptSpace(tokenizer, length)
     prompt = space.from_text(with_a_token(tokenizer, text))
     assert space.from_text(prompt.text) == prompt
@@ -134,7 +132,7 @@ def test_sorted_names_are_positions(length: int) -> None:
     ]
 
 
-def test_the_search_space_is_integers_and_a_new_dict_each_time() -> None:
+def test_the_search_space_is_a_new_dict_of_integers() -> None:
     space = word_space(2)
     first = space.search_space
     assert first == dict.fromkeys(["prompt[0]", "prompt[1]"], IntDistribution(0, len(WORDS) - 1))
@@ -179,7 +177,7 @@ def test_the_trial_of_a_finished_study_decodes_to_its_prompt() -> None:
     check_trials(space, study.trials)
 
 
-def test_an_enqueued_text_is_the_next_trial_with_what_else_is_fixed() -> None:
+def test_an_enqueued_text_is_the_next_trial() -> None:
     space = word_space(3)
     study = optuna.create_study()
     prompt = space.enqueue(study, "calm answer quick topic", learning_rate=0.25)
@@ -190,7 +188,7 @@ def test_an_enqueued_text_is_the_next_trial_with_what_else_is_fixed() -> None:
     assert trial.suggest_float("learning_rate", 0, 1) == 0.25
 
 
-def test_whole_words_are_ordered_and_stand_for_themselves_behind_a_space(tokenizer: Any) -> None:
+def test_whole_words_stand_for_themselves_behind_a_space(tokenizer: Any) -> None:
     space = PromptSpace(tokenizer, 3)
     words = space.whole_words
     assert len(words) > 50

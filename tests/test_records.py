@@ -294,6 +294,67 @@ def ids(trial: optuna.trial.FrozenTrial) -> tuple[int, ...]:
     return tuple(trial.params[name] for name in word_space(3).param_names)
 
 
+def candidate(*token_ids: Any, score: Any = 0.1) -> dict[str, Any]:
+    return {"candidates": [{"token_ids": list(token_ids), "score": score}]}
+
+
+def projected(*token_ids: int) -> dict[str, Any]:
+    point = {"step": 0, "words": ["calm"], "loss": 0.5, "hard_loss": 0.1}
+    return {"points": [{**point, "token_ids": list(token_ids)}]}
+
+
+ATTACKS: dict[str, tuple[str, Any]] = {
+    "candidate out of range": ("proposal", candidate(1, 2, 10**6)),
+    "candidate below range": ("proposal", candidate(1, 2, -1)),
+    "candidate too short": ("proposal", candidate(1, 2)),
+    "candidate of texts": ("proposal", candidate("a", "b", "c")),
+    "score is a text": ("proposal", candidate(1, 2, 3, score="low")),
+    "score is NaN": ("proposal", json.loads('{"candidates": [{"token_ids": [], "score": NaN}]}')),
+    "projection out of range": ("trajectory", projected(1, 2, 10**6)),
+    "projection too long": ("trajectory", projected(1, 2, 3, 4)),
+    "loss is a text": ("trajectory", {"points": [{"step": 0, "words": [], "loss": "low"}]}),
+    "points is null": ("trajectory", {"points": None}),
+    "count is a text": ("mistakes", {"confusions": [["a", "b", "1", 2]]}),
+    "proposal is a list": ("proposal", [1, 2, 3]),
+    "proposal is null": ("proposal", None),
+    "published prompt out of range": ("proposal", {"token_ids": [1, 2, 10**6]}),
+}
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAIL, TrialState.RUNNING])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_study_goes_on_beside_a_tampered_record(name: str, state: TrialState) -> None:
+    space = word_space(3)
+    study = optuna.create_study(sampler=LLMCatalystSampler(space, n_startup_trials=1, seed=0))
+    study.optimize(ToyObjective(space), n_trials=1)
+    trial = study.ask()
+    record_name, payload = ATTACKS[name]
+    text = json.dumps(payload)
+    key = f"llm_catalyst:{record_name}"
+    trial.storage.set_trial_system_attr(trial._trial_id, f"{key}:0", text)
+    trial.storage.set_trial_system_attr(trial._trial_id, key, 1)
+    if state != TrialState.RUNNING:
+        space.suggest(trial)
+        if record_name == "proposal":  # The sampler has written its own.
+            trial.storage.set_trial_system_attr(trial._trial_id, f"{key}:0", text)
+        study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
+    study.optimize(ToyObjective(space), n_trials=2)
+    assert history.from_study(study, space, top_k=20).n_finished >= 3
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_retried_trial_outlives_a_tampered_record(name: str) -> None:
+    """Optuna's retry copies the records of the trial that died."""
+    space = word_space(3)
+    study = optuna.create_study(sampler=LLMCatalystSampler(space, seed=0))
+    record_name, payload = ATTACKS[name]
+    key = f"llm_catalyst:{record_name}"
+    attrs = {f"{key}:0": json.dumps(payload), key: 1, "fixed_params": {}}
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, system_attrs=attrs))
+    study.optimize(ToyObjective(space), n_trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE]
+
+
 UNREADABLE = [
     ("proposal", records.ProposalRecord, {"candidates": [{"token_ids": [1], "score": "low"}]}),
     ("proposal", records.ProposalRecord, {"candidates": {}}),
@@ -308,7 +369,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("name", "kind", "payload"), UNREADABLE)
-def test_a_record_that_cannot_be_read_is_absent_and_named_once(
+def test_an_unreadable_record_is_absent_and_named_once(
     name: str, kind: type, payload: Any
 ) -> None:
     records._name_unreadable.cache_clear()

@@ -86,7 +86,7 @@ def test_workers_that_ask_at_the_same_time_try_different_prompts(
     assert len(set(suggested)) == n_workers
 
 
-def test_a_startup_prompt_that_always_fails_does_not_block_the_study() -> None:
+def test_a_startup_prompt_that_always_fails_blocks_nothing() -> None:
     study = optuna.create_study(
         sampler=LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:2], seed=0)
     )
@@ -189,7 +189,7 @@ def test_the_same_seed_gives_the_same_study(
 
 
 @SAMPLERS
-def test_a_study_that_is_resumed_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_study_is_the_same_study(
     make: Callable[[], LLMCatalystSampler], tmp_path: Path
 ) -> None:
     straight = told(run(make()))
@@ -254,9 +254,7 @@ def test_two_threads_finish_their_trials(storage: BaseStorage) -> None:
         (ReplayProvider([]), "ProviderError: list has no reply to attempt 0 of trial 2"),
     ],
 )
-def test_a_study_goes_on_when_its_llm_fails_and_the_trial_says_why(
-    provider: Any, reason: str
-) -> None:
+def test_a_trial_says_why_its_llm_failed(provider: Any, reason: str) -> None:
     sampler = LLMCatalystSampler(SPACE, provider, startup_prompts=PROMPTS[:2], seed=0)
     study = run(sampler, 4)
     assert origins(study) == ["startup", "startup", "mutation", "mutation"]
@@ -285,7 +283,7 @@ def test_only_ctrl_c_stops_a_study() -> None:
         {"origin": "elsewhere", "candidates": 3, "token_ids": [], "failure": "no", "text": ""},
     ],
 )
-def test_what_a_provider_adds_to_the_record_cannot_break_a_trial(details: dict[Any, Any]) -> None:
+def test_odd_details_of_a_provider_break_no_trial(details: dict[Any, Any]) -> None:
     provider = Answering(lambda i: Completion(reply(PROMPTS[i + 1]), "test", details=details))
     study = run(LLMCatalystSampler(SPACE, provider, startup_prompts=PROMPTS[:1], seed=0), 3)
     assert prompts(study) == PROMPTS[:3]
@@ -357,7 +355,7 @@ def test_a_startup_prompt_whose_stage_failed_is_tried_again() -> None:
     assert prompts(study) == [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
 
 
-def test_what_was_tried_or_is_being_tried_is_not_tried_again() -> None:
+def test_what_is_tried_is_not_tried_again() -> None:
     provider = always(PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[2], PROMPTS[3])
     sampler = LLMCatalystSampler(
         SPACE, provider, startup_prompts=PROMPTS[:1], n_candidates=5, seed=0
@@ -421,7 +419,7 @@ def test_without_a_screen_the_first_candidate_is_tried() -> None:
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0] * 4])
-def test_a_screen_of_the_wrong_length_is_the_users_bug_and_raises(scores: list[float]) -> None:
+def test_a_screen_of_the_wrong_length_raises(scores: list[float]) -> None:
     sampler = LLMCatalystSampler(
         SPACE, always(*PROMPTS[:3]), n_startup_trials=1, screen=lambda _: scores
     )
@@ -451,7 +449,7 @@ def test_what_is_screened_fills_the_next_meta_prompt() -> None:
     assert all(f'"{text}"' in provider.asked[1].prompt for text in PROMPTS[:2])
 
 
-def test_a_study_that_maximizes_is_told_so_and_keeps_its_highest() -> None:
+def test_a_study_that_maximizes_says_so() -> None:
     provider = Answering(lambda i: reply(PROMPTS[i]))
     study = run(
         LLMCatalystSampler(SPACE, provider, n_startup_trials=2, seed=0), 6, direction="maximize"
@@ -573,7 +571,7 @@ def test_a_fixed_token_does_not_silence_the_llm() -> None:
     assert origins(run(in_one(sampler), 3)) == ["startup", "llm", "llm"]
 
 
-def test_a_prompt_of_which_all_tokens_are_fixed_needs_no_proposal() -> None:
+def test_a_prompt_that_is_all_fixed_needs_no_proposal() -> None:
     provider = always(PROMPTS[9])
     params = SPACE.to_params(SPACE.from_text(PROMPTS[3]))
     sampler = LLMCatalystSampler(SPACE, provider, n_startup_trials=1, seed=0)
@@ -581,6 +579,14 @@ def test_a_prompt_of_which_all_tokens_are_fixed_needs_no_proposal() -> None:
     study.optimize(lambda trial: loss(SPACE.suggest(trial)), n_trials=2)
     assert prompts(study) == [PROMPTS[3]] * 2
     assert provider.asked == []
+
+
+def test_a_fixed_token_holds_in_a_bracket_of_hyperband() -> None:
+    sampler = LLMCatalystSampler(SPACE, proposer=Forgetful(), n_startup_trials=1, seed=0)
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
+    study = run(in_one(sampler), 4, pruner=pruner)
+    assert origins(study) == ["startup", "llm", "llm", "llm"]
+    assert [proposal(trial)["token_ids"][1] for trial in study.trials] == [7] * 4
 
 
 @pytest.mark.parametrize("n_startup_trials", [1, 9])
@@ -702,9 +708,7 @@ def test_startup_prompts_that_are_added_later_are_tried() -> None:
 
 
 @pytest.mark.parametrize(("text", "n_warnings"), [("calm answer quick topic", 1), ("calm", 0)])
-def test_a_startup_prompt_that_is_cut_is_named_with_what_is_left(
-    text: str, n_warnings: int
-) -> None:
+def test_a_prompt_that_is_cut_is_named(text: str, n_warnings: int) -> None:
     with logged("optuna.optuna_llm_catalyst.prompt_space") as lines:
         LLMCatalystSampler(SPACE, startup_prompts=[text])
         SPACE.enqueue(optuna.create_study(), text)
@@ -766,7 +770,7 @@ class Spy(RandomSampler):
         return super().sample_independent(*arguments)
 
 
-def test_a_sampler_of_ones_own_gets_its_hooks_and_the_other_parameters() -> None:
+def test_a_sampler_of_ones_own_gets_the_other_parameters() -> None:
     spy = Spy()
     study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, independent_sampler=spy, seed=0))
     study.optimize(ToyObjective(SPACE), n_trials=4)
@@ -781,7 +785,7 @@ def test_a_sampler_of_ones_own_is_reseeded_in_threads() -> None:
     assert spy.called.count("reseed_rng") == 4
 
 
-def test_a_sampler_that_samples_jointly_does_so_for_the_other_parameters() -> None:
+def test_other_parameters_are_sampled_jointly_by_such_a_sampler() -> None:
     class Joint(RandomSampler):
         def infer_relative_search_space(self, *arguments: Any) -> dict[str, Any]:
             return {"learning_rate": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True)}
@@ -860,7 +864,7 @@ def test_without_an_llm_prompts_mutate_and_nothing_failed(proposer: Any) -> None
     assert all("llm_seconds" not in trial.user_attrs for trial in study.trials)
 
 
-def test_a_vocabulary_of_which_everything_was_tried_does_not_stop_a_study() -> None:
+def test_a_vocabulary_that_is_used_up_stops_no_study() -> None:
     space = word_space(1, words=["a", "calm", "topic"])
     study = optuna.create_study(sampler=LLMCatalystSampler(space, seed=0))
     study.optimize(lambda trial: loss(space.suggest(trial)), n_trials=8)
