@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from optuna_llm_catalyst.cli.errors import UserError
-from optuna_llm_catalyst.trajectory import finite_or_none
+from optuna_llm_catalyst.schema import encode
 
 
 #: A shorter text is masked in no output: it would hide half of every line.
@@ -68,7 +68,7 @@ def tell(line: str) -> None:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document; numbers that JSON does not know become null."""
-    print(json.dumps(_without_nan(document), allow_nan=False))
+    print(json.dumps(encode(document), allow_nan=False))
 
 
 def print_table(table: Table) -> None:
@@ -134,11 +134,3 @@ class _Guarded:
         if error.errno == errno.EPIPE:
             sys.exit(1)  # Whoever read has seen enough, as in `show | head`.
         raise UserError(f"the report cannot be written: {error.strerror}.") from error
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return finite_or_none(value) if isinstance(value, float) else value

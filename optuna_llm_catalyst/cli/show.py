@@ -111,9 +111,9 @@ def _show_stage(
         "stage": asdict(row),
         "params": trial.params,
         "user_attrs": trial.user_attrs,
-        "proposal": records.load(trial, "proposal", dict),
+        "proposal": records.load(trial, "proposal", dict[str, Any]),
         "trajectory": trajectory.to_json() if trajectory else None,
-        "mistakes": mistakes.to_json() if mistakes else None,
+        "mistakes": records.load(trial, "mistakes", dict[str, Any]),
     }
     output.print_json(document)
 

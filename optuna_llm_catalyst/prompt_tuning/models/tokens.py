@@ -154,9 +154,9 @@ def _tokenize(
 
 
 def n_leading_special_tokens(tokenizer: Any) -> int:
-    """1 if the tokenizer starts every text with a special token, as BERT's ``[CLS]``, else 0."""
-    first = tokenizer("a")["input_ids"][0]
-    return int(first in tokenizer.all_special_ids)
+    """Special tokens in front of every text, such as BERT's ``[CLS]``."""
+    is_special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return int(is_special.index(0))
 
 
 def splice_prompts(
