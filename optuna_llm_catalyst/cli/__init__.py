@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 
-
-INTERRUPTED = 130
+from optuna_llm_catalyst.cli.errors import INTERRUPTED
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from typing import get_type_hints
 import optuna
 import typer
 
-from optuna_llm_catalyst.cli import INTERRUPTED
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli.errors import INTERRUPTED
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,9 +16,9 @@ from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst import ReplayProvider
-from optuna_llm_catalyst.cli import INTERRUPTED
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
+from optuna_llm_catalyst.cli.errors import INTERRUPTED
 from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.llms import choose_llm
@@ -128,19 +127,12 @@ def _run_stages(
 
 
 def _task(options: TuneOptions) -> Task:
-    folder = Path(options.data)
-    if folder.is_file():
-        raise UserError(
-            f"{folder} is a file: put its rows as train.jsonl, with validation.jsonl and "
-            "test.jsonl if you have them, into a folder, and name the folder."
-        )
     task = load_task(options.data)
     if options.shots:
         return few_shot(task, options.shots, options.seed)
     if not task.validation:
-        state = "is empty" if (folder / "validation.jsonl").exists() else "is missing"
         raise UserError(
-            f"{folder}: validation.jsonl {state}: add examples, or draw train and validation "
+            f"{options.data}: there is no validation.jsonl: add it, or draw train and validation "
             "from train.jsonl with --shots 16."
         )
     return task

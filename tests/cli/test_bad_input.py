@@ -98,8 +98,12 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
     "34 show": (_nothing, ("show", "--storage", f"sqlite:///{LONG}"), "there is no file"),
     "34 replies": (_nothing, (*TUNE, "--llm", f"replay:{LONG}"), "ame too long"),
     "36 timeout": (_nothing, (*TUNE, "--llm-timeout", "1e10"), "'--llm-timeout'"),
-    "37 empty validation": (_empty_validation, ("tune", "empty"), "validation.jsonl is empty"),
-    "a file as data": (_csv, ("tune", "mine.csv"), "mine.csv is a file"),
+    "37 empty validation": (
+        _empty_validation,
+        ("tune", "empty"),
+        "validation.jsonl: there is no example in it",
+    ),
+    "a file as data": (_csv, ("tune", "mine.csv"), "mine.csv: is a file; give a folder"),
     "unknown option": (_nothing, ("show", "--colour"), "No such option: --colour"),
     "unknown command": (_nothing, ("tun",), "No such command 'tun'"),
     "password in an argument": (

@@ -316,17 +316,36 @@ def test_key_for_ollama_is_refused(tune: Cli) -> None:
     assert "--llm-api-key is for --llm openai:MODEL" in result.err and "sk-1" not in result.err
 
 
+def _at_first_down(n_failures: int, server: OllamaServer) -> Any:
+    """Replies that begin after a number of failures, each with a prompt of its own."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        n = len(server.chats)
+        if n <= n_failures:
+            return Fault(400, {"error": "no"})
+        return json.dumps({"prompts": [f"{WORDS[n % 7]} {WORDS[n // 7 % 7]} long"]})
+
+    return reply
+
+
 def test_breaker_is_said(tune: Cli, server: OllamaServer) -> None:
-    server.replies = lambda body: Fault(400, {"error": "no"})
-    opened = tune("--stages", 8, "--n-startup-trials", 1)
-    assert opened.err.count("the LLM keeps failing") == 1
-    assert opened.err.count("started from a mutation: InvalidReply") == 0
-    assert opened.err.count("started from a mutation: ProviderError") == 4
-    assert opened.err.count("left alone for now") == 3
-    server.replies = lambda body: '{"prompts": ["wolf bread saw"]}'
-    closed = tune("--stages", 6, "--n-startup-trials", 1)
-    assert closed.err.count("the LLM answers again") == 1
-    assert "keeps failing" not in closed.err
+    server.replies = _at_first_down(3, server)
+    said = tune("--stages", 8, "--n-startup-trials", 1).err
+
+    assert said.count("started from a mutation: ProviderError") == 3
+    assert said.count("the LLM keeps failing") == 1
+    assert said.count("left alone for now") == 2
+    assert said.count("the LLM answers again") == 1
+
+
+def test_new_command_starts_with_a_proposal(tune: Cli, server: OllamaServer) -> None:
+    """What says "proposed by gemma3:4b" proposes, whatever failed before it was reached."""
+    server.replies = _at_first_down(3, server)
+    tune("--stages", 4, "--n-startup-trials", 1)
+    result = tune("--stages", 2, "--n-startup-trials", 1, "--json")
+
+    assert [stage["origin"] for stage in result.json["stages"][4:]] == ["llm", "llm"]
+    assert "proposed by gemma3:4b" in result.err
 
 
 def test_prefetch_is_recorded(tune: Cli, server: OllamaServer) -> None:
