@@ -36,6 +36,7 @@ class MisreadText:
     text: str
     label: str
     predicted: str
+    text_pair: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ FULL_BRIEFING = MetaPromptOptions(
     "Sort customer messages by what they are about.",
     labels=("billing", "delivery"),
     examples=[("My card was charged twice.", "billing"), ("Where is it?", "delivery")],
+    mechanism="Each label is read as `<prompt> <label>`; a text goes to the nearest.",
+    n_validation=32,
+    n_stages=30,
     sections=ALL_SECTIONS,
 )
 

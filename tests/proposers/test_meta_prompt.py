@@ -31,6 +31,7 @@ from tests.toy_stage import word_space
 
 
 SPACE = word_space(3)
+CUT = SPACE.from_text("calm answer quick glass")
 TASK = "Sort customer messages by what they are about."
 BRIEFING = MetaPromptOptions(TASK, sections=DEFAULT_SECTIONS)
 
@@ -67,7 +68,7 @@ def test_it_says_how_many_prompts_of_what_length_are_wanted(
     assert '{"prompts": [' in text
 
 
-def test_what_is_in_flight_has_a_section_if_there_is_anything() -> None:
+def test_prompts_in_flight_have_a_section() -> None:
     history = history_of(SPACE, [("calm answer quick", 0.1)])
     title = "Being tried right now"
     assert title not in text_of(request_of(SPACE, history))
@@ -95,6 +96,7 @@ def test_an_empty_history_is_said() -> None:
             "accuracy 0.500 before training, 0.750 after",
         ),
         ({"pruned": True}, "loss 0.125, stopped early"),
+        ({"prompt": CUT}, "loss 0.125, cut by 1 token to fit"),
         ({"kind": "candidate"}, "loss 0.125 without training"),
         ({"kind": "projection"}, "loss 0.125 without training"),
     ],
@@ -154,7 +156,8 @@ def test_it_is_never_longer_than_its_budget(
 ) -> None:
     prompt = built(history, names, max_tokens)
     request = request_of(SPACE, history)
-    instructions = [SECTIONS[name](request, FULL_BRIEFING) for name in INSTRUCTIONS]
+    kept = replace(FULL_BRIEFING, sections=() if prompt is None else prompt.sections)
+    instructions = [SECTIONS[name](request, kept) for name in INSTRUCTIONS]
     if prompt is None:
         assert estimated_tokens("\n\n".join(instructions)) > max_tokens
     else:
@@ -173,7 +176,7 @@ def test_the_instructions_are_whole_or_refused(history: History, names: tuple[st
     assert built(history, names, alone.estimated_tokens - 1) is None
 
 
-def test_a_task_too_long_to_be_sent_says_what_to_do() -> None:
+def test_a_task_that_is_too_long_is_refused() -> None:
     options = MetaPromptOptions("word " * 500)
     with pytest.raises(BudgetError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
         meta_prompt.build(request_of(SPACE), options, max_tokens=512)
@@ -216,7 +219,7 @@ def test_the_worst_prompts_are_dropped_first_and_counted(
 
 
 @given(history=HISTORIES, names=NAMES, max_tokens=BUDGETS)
-def test_sections_are_dropped_only_when_no_prompt_is_left_to_drop(
+def test_prompts_are_dropped_before_sections(
     history: History, names: tuple[str, ...], max_tokens: int
 ) -> None:
     prompt = built(history, (*names, "ranked_prompts"), max_tokens)
@@ -266,7 +269,8 @@ def test_the_facts_are_json_and_agree_with_the_text(
     }
     request = request_of(SPACE, replace(history, points=tuple(shown(history, prompt))))
     if "ranked_prompts" in prompt.sections:
-        blocks = [SECTIONS[name](request, FULL_BRIEFING) for name in prompt.sections]
+        sent = replace(FULL_BRIEFING, sections=prompt.sections)
+        blocks = [SECTIONS[name](request, sent) for name in prompt.sections]
         assert prompt.text == "\n\n".join(blocks)
     assert not set(prompt.dropped_sections) & set(prompt.sections)
 
@@ -288,7 +292,7 @@ def test_a_section_without_anything_to_say_is_not_dropped() -> None:
     prompt = meta_prompt.build(
         request_of(SPACE, history), BRIEFING, max_tokens=alone.estimated_tokens
     )
-    assert prompt.dropped_sections == ("ranked_prompts",)
+    assert prompt.dropped_sections == ("mechanism", "ranked_prompts")
 
 
 # The count.
