@@ -1,4 +1,4 @@
-"""A study's history as the text that an LLM is asked with, within a budget of tokens. Pure."""
+"""A study's history as the text that an LLM reads, within a budget of tokens. Pure."""
 
 from __future__ import annotations
 

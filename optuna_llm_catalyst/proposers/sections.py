@@ -29,7 +29,7 @@ _MAX_CONFUSIONS = 6
 
 @dataclass(frozen=True)
 class MetaPromptOptions:
-    """What an LLM is told beside the history, and how.
+    """What an LLM is told beside the history.
 
     The fields are the arguments of :class:`~optuna_llm_catalyst.LLMProposer` of the same names.
     Misread texts are told only beside ``examples``; the order of ``sections`` does not matter.

@@ -20,7 +20,7 @@ from tests.toy_stage import texts
 
 ALL_SECTIONS = tuple(SECTIONS)
 #: Everything that an LLM can be told.
-FULL_BRIEFING = MetaPromptOptions(
+FULL_OPTIONS = MetaPromptOptions(
     "Sort customer messages by what they are about.",
     labels=("billing", "delivery"),
     examples=[("My card was charged twice.", "billing"), ("Where is it?", "delivery")],

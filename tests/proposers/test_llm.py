@@ -33,8 +33,8 @@ from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.records import MAX_TEXT
 from tests.proposers.requests import ALL_SECTIONS
-from tests.proposers.requests import FULL_BRIEFING
 from tests.proposers.requests import full_history
+from tests.proposers.requests import FULL_OPTIONS
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import reply as good_reply
@@ -64,13 +64,13 @@ class Script:
     answers: tuple[Answer, ...]
     seconds: float = 0.0
     max_prompt_tokens: int | None = None
-    asked: list[CompletionRequest] = field(default_factory=list)
+    received: list[CompletionRequest] = field(default_factory=list)
     name: str = "script:test"
 
     def complete(self, request: CompletionRequest) -> Completion:
-        self.asked.append(request)
+        self.received.append(request)
         time.sleep(self.seconds)
-        answer = self.answers[min(len(self.asked), len(self.answers)) - 1]
+        answer = self.answers[min(len(self.received), len(self.answers)) - 1]
         if isinstance(answer, BaseException):
             raise answer
         return Completion(answer, "script-1") if isinstance(answer, str) else answer
@@ -109,9 +109,9 @@ def meta(request: ProposalRequest = REQUEST) -> meta_prompt.MetaPrompt:
 def test_the_provider_is_asked_once_with_all_it_needs() -> None:
     provider = script(USABLE)
     propose(provider, replace(REQUEST, n_candidates=2), timeout=60)
-    (asked,) = provider.asked
-    assert 0 < asked.timeout <= 60
-    assert replace(asked, timeout=60) == CompletionRequest(
+    (received,) = provider.received
+    assert 0 < received.timeout <= 60
+    assert replace(received, timeout=60) == CompletionRequest(
         prompt=meta(replace(REQUEST, n_candidates=2)).text,
         schema=reply.schema(2, reply.pattern(SPACE)),
         seed=11,
@@ -127,11 +127,11 @@ def test_a_reply_that_was_cut_gets_all_room_next() -> None:
     cut = Completion('{"prompts": ["silver riv', "m", problem="it was cut at 120 tokens")
     provider = script(CHAT, cut, cut, USABLE)
     propose(provider, max_attempts=4)
-    limits = [asked.max_tokens for asked in provider.asked]
+    limits = [received.max_tokens for received in provider.received]
     assert limits == [reply.max_tokens(4, 3)] * 2 + [None, None]
     provider = script(cut)
     fail(provider, max_attempts=3)
-    assert len(provider.asked) == 3
+    assert len(provider.received) == 3
 
 
 def test_a_reply_becomes_candidates_in_its_order() -> None:
@@ -222,7 +222,7 @@ def recorded(attempts: list[dict[str, Any]]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("answers", "max_attempts", "n_asks"),
+    ("answers", "max_attempts", "n_attempts"),
     [
         ((USABLE,), 3, 1),
         ((CHAT, USABLE), 3, 2),
@@ -233,13 +233,13 @@ def recorded(attempts: list[dict[str, Any]]) -> list[str]:
     ],
 )
 def test_asks_stop_at_the_first_reply_that_is_of_use(
-    answers: tuple[Answer, ...], max_attempts: int, n_asks: int
+    answers: tuple[Answer, ...], max_attempts: int, n_attempts: int
 ) -> None:
     provider = script(*answers, CHAT)
     proposal, attempts = propose(provider, max_attempts=max_attempts)
     assert [p.text for p in proposal.prompts] == ["silver river stone"]
-    assert len(attempts) == n_asks
-    assert len(provider.asked) == len(answers)
+    assert len(attempts) == n_attempts
+    assert len(provider.received) == len(answers)
     assert attempts[-1]["reply"] == USABLE
 
 
@@ -248,8 +248,8 @@ def test_asks_stop_at_their_number(max_attempts: int) -> None:
     provider = script(CHAT)
     message, details = fail(provider, max_attempts=max_attempts)
     assert "InvalidReplyError: the reply has no object" in message
-    assert len(provider.asked) == len(details["attempts"]) == max_attempts
-    assert [asked.attempt for asked in provider.asked] == list(range(max_attempts))
+    assert len(provider.received) == len(details["attempts"]) == max_attempts
+    assert [received.attempt for received in provider.received] == list(range(max_attempts))
     assert [row["reply"] for row in details["attempts"]] == [CHAT] * max_attempts
 
 
@@ -264,8 +264,8 @@ def test_only_a_transient_failure_is_tried_again(
     message, details = fail(provider)
     assert message.startswith(f"ProviderError: {answers[-1]}")
     assert ("tried" in message) is (n_tries > 1)
-    assert len(provider.asked) == n_tries
-    assert len({(asked.prompt, asked.seed) for asked in provider.asked}) == 1
+    assert len(provider.received) == n_tries
+    assert len({(received.prompt, received.seed) for received in provider.received}) == 1
     assert len(details["attempts"]) == 1
     assert details["meta_prompt"] == meta().text
 
@@ -280,7 +280,7 @@ def test_a_failure_after_a_useless_reply_is_final() -> None:
 def test_a_retry_repeats_the_request_and_an_attempt_changes_it() -> None:
     provider = script(TRANSIENT, CHAT, TRANSIENT, CHAT, USABLE)
     _, attempts = propose(provider)
-    first, retried, second, retried_too, third = provider.asked
+    first, retried, second, retried_too, third = provider.received
     for one, two in ((first, retried), (second, retried_too)):
         assert two.timeout <= one.timeout
         assert replace(one, timeout=0) == replace(two, timeout=0)
@@ -297,7 +297,7 @@ def test_seeds_of_later_attempts_derive_from_the_first(seed: int) -> None:
     for _ in range(2):
         provider = script(CHAT)
         fail(provider, replace(REQUEST, seed=seed), max_attempts=4)
-        runs.append([asked.seed for asked in provider.asked])
+        runs.append([received.seed for received in provider.received])
     assert runs[0] == runs[1]
     assert runs[0][0] == seed
     later = [np.random.SeedSequence([seed, i]).generate_state(1)[0] for i in (1, 2, 3)]
@@ -322,7 +322,7 @@ def test_seeds_of_later_attempts_derive_from_the_first(seed: int) -> None:
 def test_the_next_prompt_ends_with_what_was_wrong(answer: Answer, told: str) -> None:
     provider = script(answer, USABLE)
     _, attempts = propose(provider)
-    first, second = provider.asked
+    first, second = provider.received
     assert first.prompt == meta().text
     assert second.prompt.startswith(f"{meta().text}\n\nYour last answer could not be used: ")
     correction = second.prompt.removeprefix(meta().text)
@@ -335,27 +335,27 @@ def test_the_next_prompt_ends_with_what_was_wrong(answer: Answer, told: str) -> 
 def test_only_the_last_problem_is_told() -> None:
     provider = script(CHAT, good_reply("qqq"), USABLE)
     propose(provider)
-    assert "no object" in provider.asked[1].prompt
-    assert "no object" not in provider.asked[2].prompt
-    assert "no word of it" in provider.asked[2].prompt
+    assert "no object" in provider.received[1].prompt
+    assert "no object" not in provider.received[2].prompt
+    assert "no word of it" in provider.received[2].prompt
 
 
 @pytest.mark.parametrize("seconds", [0.06, 0.15])
 def test_attempts_stop_when_the_time_is_over(seconds: float) -> None:
     provider = script(CHAT, seconds=seconds)
     message, details = fail(provider, timeout=0.2, max_attempts=100)
-    assert 1 <= len(provider.asked) <= 4
+    assert 1 <= len(provider.received) <= 4
     assert message.startswith("InvalidReplyError")
     assert message.endswith("; the 0.2 s for a proposal are over")
-    assert len(details["attempts"]) == len(provider.asked)
-    assert all(0 < asked.timeout <= 0.2 for asked in provider.asked)
+    assert len(details["attempts"]) == len(provider.received)
+    assert all(0 < received.timeout <= 0.2 for received in provider.received)
 
 
 def test_pauses_and_retries_count_for_the_time_as_well() -> None:
     provider = script(CHAT, TRANSIENT)
     message, _ = fail(provider, timeout=0.3, backoff=0.2, max_tries=50, max_attempts=50)
     assert message.startswith("ProviderError: the line is busy")
-    assert len(provider.asked) <= 4
+    assert len(provider.received) <= 4
 
 
 def test_there_is_time_for_one_attempt() -> None:
@@ -458,8 +458,8 @@ def longest(request: ProposalRequest, max_prompt_tokens: int, **options: Any) ->
     """The estimated length of the longest prompt that is really sent."""
     provider = script(*options.pop("answers"), max_prompt_tokens=max_prompt_tokens)
     fail(provider, request, **options)
-    assert len(provider.asked) == 3
-    return max(estimated_tokens(asked.prompt) for asked in provider.asked)
+    assert len(provider.received) == 3
+    return max(estimated_tokens(received.prompt) for received in provider.received)
 
 
 FULL = request_of(SPACE, full_history(SPACE, 9))
@@ -500,7 +500,7 @@ def test_instructions_that_do_not_fit_are_a_failure() -> None:
     message, details = fail(provider)
     assert "the instructions alone" in message
     assert "num_ctx" in message
-    assert provider.asked == []
+    assert provider.received == []
     assert details["provider"] == "script:test"
 
 
@@ -550,16 +550,16 @@ def test_the_llm_is_told_all_options() -> None:
     propose(
         provider,
         FULL,
-        labels=FULL_BRIEFING.labels,
-        examples=FULL_BRIEFING.examples,
-        mechanism=FULL_BRIEFING.mechanism,
-        n_validation=FULL_BRIEFING.n_validation,
-        n_stages=FULL_BRIEFING.n_stages,
+        labels=FULL_OPTIONS.labels,
+        examples=FULL_OPTIONS.examples,
+        mechanism=FULL_OPTIONS.mechanism,
+        n_validation=FULL_OPTIONS.n_validation,
+        n_stages=FULL_OPTIONS.n_stages,
         sections=list(reversed(ALL_SECTIONS)),
         edit_horizon=3,
     )
-    options = replace(FULL_BRIEFING, task_description="Sort messages.", edit_horizon=3)
-    assert provider.asked[0].prompt == meta_prompt.build(FULL, options).text
+    options = replace(FULL_OPTIONS, task_description="Sort messages.", edit_horizon=3)
+    assert provider.received[0].prompt == meta_prompt.build(FULL, options).text
 
 
 @pytest.mark.parametrize(

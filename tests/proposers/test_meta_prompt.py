@@ -20,8 +20,8 @@ from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS
-from tests.proposers.requests import FULL_BRIEFING
 from tests.proposers.requests import full_history
+from tests.proposers.requests import FULL_OPTIONS
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.tokenizer_zoo import plain_ids
@@ -33,10 +33,10 @@ from tests.toy_stage import word_space
 SPACE = word_space(3)
 CUT = SPACE.from_text("calm answer quick glass")
 TASK = "Sort customer messages by what they are about."
-BRIEFING = MetaPromptOptions(TASK, sections=DEFAULT_SECTIONS)
+OPTIONS = MetaPromptOptions(TASK, sections=DEFAULT_SECTIONS)
 
 
-def text_of(request: ProposalRequest, options: MetaPromptOptions = BRIEFING) -> str:
+def text_of(request: ProposalRequest, options: MetaPromptOptions = OPTIONS) -> str:
     return meta_prompt.build(request, options).text
 
 
@@ -79,7 +79,7 @@ def test_prompts_in_flight_have_a_section() -> None:
 
 
 def test_an_empty_history_is_said() -> None:
-    text = text_of(request_of(SPACE, History()), replace(BRIEFING, task_description="  "))
+    text = text_of(request_of(SPACE, History()), replace(OPTIONS, task_description="  "))
     assert "No prompt has been tried yet." in text
     assert "(not described)" in text
     assert "better" not in text
@@ -112,14 +112,14 @@ def test_a_line_tells_what_is_known_of_a_prompt(fields: dict[str, object], line:
 
 def test_a_value_that_is_maximized_is_not_called_a_loss() -> None:
     history = replace(full_history(SPACE), minimize=False)
-    text = text_of(request_of(SPACE, history), FULL_BRIEFING)
+    text = text_of(request_of(SPACE, history), FULL_OPTIONS)
     assert "value 1.000 before training, 0.100 after" in text
     assert "loss" not in text
 
 
 def test_the_same_request_gives_the_same_text() -> None:
     request = request_of(SPACE, full_history(SPACE))
-    assert text_of(request, FULL_BRIEFING) == text_of(request, FULL_BRIEFING)
+    assert text_of(request, FULL_OPTIONS) == text_of(request, FULL_OPTIONS)
 
 
 # The budget.
@@ -137,7 +137,7 @@ def built(
     history: History, names: tuple[str, ...], max_tokens: int | None = None
 ) -> MetaPrompt | None:
     """The meta-prompt; None if the instructions do not fit."""
-    options = replace(FULL_BRIEFING, sections=names)
+    options = replace(FULL_OPTIONS, sections=names)
     try:
         return meta_prompt.build(request_of(SPACE, history), options, max_tokens=max_tokens)
     except BudgetError:
@@ -156,7 +156,7 @@ def test_it_is_never_longer_than_its_budget(
 ) -> None:
     prompt = built(history, names, max_tokens)
     request = request_of(SPACE, history)
-    kept = replace(FULL_BRIEFING, sections=() if prompt is None else prompt.sections)
+    kept = replace(FULL_OPTIONS, sections=() if prompt is None else prompt.sections)
     instructions = [SECTIONS[name](request, kept) for name in INSTRUCTIONS]
     if prompt is None:
         assert estimated_tokens("\n\n".join(instructions)) > max_tokens
@@ -269,7 +269,7 @@ def test_the_facts_are_json_and_agree_with_the_text(
     }
     request = request_of(SPACE, replace(history, points=tuple(shown(history, prompt))))
     if "ranked_prompts" in prompt.sections:
-        sent = replace(FULL_BRIEFING, sections=prompt.sections)
+        sent = replace(FULL_OPTIONS, sections=prompt.sections)
         blocks = [SECTIONS[name](request, sent) for name in prompt.sections]
         assert prompt.text == "\n\n".join(blocks)
     assert not set(prompt.dropped_sections) & set(prompt.sections)
@@ -288,9 +288,9 @@ def test_prompts_that_were_never_trained_go_before_the_newest_stage() -> None:
 
 def test_a_section_without_anything_to_say_is_not_dropped() -> None:
     history = history_of(SPACE, [("calm answer quick", 0.5)])
-    alone = meta_prompt.build(request_of(SPACE, history), replace(BRIEFING, sections=()))
+    alone = meta_prompt.build(request_of(SPACE, history), replace(OPTIONS, sections=()))
     prompt = meta_prompt.build(
-        request_of(SPACE, history), BRIEFING, max_tokens=alone.estimated_tokens
+        request_of(SPACE, history), OPTIONS, max_tokens=alone.estimated_tokens
     )
     assert prompt.dropped_sections == ("mechanism", "ranked_prompts")
 
@@ -305,7 +305,7 @@ def ranking(words: str, n: int = 10) -> str:
     lines = [(" ".join(rng.choices(words.split(), k=8)), rng.random()) for _ in range(n)]
     points = [replace(p, before=1.0) for p in history_of(space, lines).points]
     request = request_of(space, History(points=tuple(points)))
-    return SECTIONS["ranked_prompts"](request, BRIEFING)
+    return SECTIONS["ranked_prompts"](request, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def ranking(words: str, n: int = 10) -> str:
         pytest.param("\ud800 lone", id="lone surrogate"),
         pytest.param("", id="empty"),
         pytest.param(
-            text_of(request_of(SPACE, full_history(SPACE)), FULL_BRIEFING), id="meta-prompt"
+            text_of(request_of(SPACE, full_history(SPACE)), FULL_OPTIONS), id="meta-prompt"
         ),
         pytest.param(ranking("message customer about topic label question"), id="ranking"),
         pytest.param(ranking("it is at my an to go of"), id="short words"),

@@ -34,8 +34,8 @@ from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS
-from tests.proposers.requests import FULL_BRIEFING
 from tests.proposers.requests import full_history
+from tests.proposers.requests import FULL_OPTIONS
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import word_space
@@ -58,7 +58,7 @@ UNICODE_LINES = ("calm\x85quick", "calm\u2028quick", "calm\u2029quick")
 def text_of(
     names: tuple[str, ...],
     request: ProposalRequest = FULL,
-    options: MetaPromptOptions = FULL_BRIEFING,
+    options: MetaPromptOptions = FULL_OPTIONS,
 ) -> str:
     return meta_prompt.build(request, replace(options, sections=names)).text
 
@@ -75,13 +75,13 @@ def with_point(**fields: Any) -> ProposalRequest:
 @given(names=st.sets(st.sampled_from(ALL_SECTIONS)))
 def test_the_text_is_the_blocks_of_its_sections(names: set[str]) -> None:
     sent = tuple(name for name in SECTIONS if name in names or name in INSTRUCTIONS)
-    blocks = [SECTIONS[name](FULL, replace(FULL_BRIEFING, sections=sent)) for name in sent]
+    blocks = [SECTIONS[name](FULL, replace(FULL_OPTIONS, sections=sent)) for name in sent]
     assert text_of(tuple(names)) == "\n\n".join(blocks)
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_section_that_is_off_is_not_in_the_text(name: str) -> None:
-    block = SECTIONS[name](FULL, FULL_BRIEFING)
+    block = SECTIONS[name](FULL, FULL_OPTIONS)
     whole = text_of(ALL_SECTIONS)
     assert block
     assert whole.count(f"{block}\n\n") == 1
@@ -112,7 +112,7 @@ def test_no_sentence_speaks_of_what_is_not_sent(names: set[str], empty: bool) ->
 
 def test_dropped_sections_are_not_spoken_of() -> None:
     alone = text_of(())
-    built = meta_prompt.build(FULL, FULL_BRIEFING, max_tokens=estimated_tokens(alone))
+    built = meta_prompt.build(FULL, FULL_OPTIONS, max_tokens=estimated_tokens(alone))
     assert built.text == alone
     assert "ranked_prompts" in built.dropped_sections
 
@@ -123,7 +123,7 @@ def test_the_order_of_sections_is_fixed(order: list[str], repeated: list[str]) -
 
 
 def test_the_task_comes_first_and_the_request_last() -> None:
-    built = meta_prompt.build(FULL, FULL_BRIEFING)
+    built = meta_prompt.build(FULL, FULL_OPTIONS)
     assert built.sections == ALL_SECTIONS
     assert built.sections[0] == "task"
     assert built.sections[-1] == "request"
@@ -132,8 +132,8 @@ def test_the_task_comes_first_and_the_request_last() -> None:
 @pytest.mark.parametrize("names", [(), ("signals",), ("request",)])
 def test_task_and_request_are_always_sent(names: tuple[str, ...]) -> None:
     text = text_of(names)
-    assert text.startswith(sections.task(FULL, replace(FULL_BRIEFING, sections=names)))
-    assert text.endswith(sections.wanted(FULL, replace(FULL_BRIEFING, sections=names)))
+    assert text.startswith(sections.task(FULL, replace(FULL_OPTIONS, sections=names)))
+    assert text.endswith(sections.wanted(FULL, replace(FULL_OPTIONS, sections=names)))
 
 
 def test_by_default_the_ranked_history_is_sent_and_no_more() -> None:
@@ -147,8 +147,8 @@ def test_a_section_is_pure(name: str) -> None:
     request = copy.deepcopy(FULL)
     random.seed(0)
     before = random.getstate()
-    first = SECTIONS[name](request, FULL_BRIEFING)
-    assert SECTIONS[name](request, FULL_BRIEFING) == first
+    first = SECTIONS[name](request, FULL_OPTIONS)
+    assert SECTIONS[name](request, FULL_OPTIONS) == first
     assert request.history == FULL.history
     assert random.getstate() == before
 
@@ -201,7 +201,7 @@ def test_the_mechanism_does_not_tell_what_is_not_known(text: str, word: str) -> 
 
 
 def test_the_mechanism_is_short() -> None:
-    options = replace(FULL_BRIEFING, n_validation=2_000, n_stages=1_000)
+    options = replace(FULL_OPTIONS, n_validation=2_000, n_stages=1_000)
     text = sections.mechanism(replace(FULL, screened=True), options)
     assert all(piece in text for piece in (options.mechanism, "lowest", "equal", "2000", "left"))
     assert estimated_tokens(text) < 150
@@ -235,7 +235,7 @@ def test_only_the_mistakes_of_the_best_stage_are_told() -> None:
     best, second, *rest = history.points
     screened = HistoryPoint(SPACE.from_text("amber"), "candidate", 0, -1.0)
     points = (screened, best, replace(second, mistakes=other), *rest)
-    text = sections.mistakes(request_of(SPACE, replace(history, points=points)), FULL_BRIEFING)
+    text = sections.mistakes(request_of(SPACE, replace(history, points=points)), FULL_OPTIONS)
     assert "billing taken for delivery: 2 of 3" in text
     assert "coffee" not in text
 
@@ -445,9 +445,9 @@ def test_the_request_states_the_token_budget(length: int) -> None:
 
 def test_the_request_tells_fixed_words() -> None:
     fixed = {2: SPACE.word_ids["topic"], 0: SPACE.word_ids["calm"]}
-    text = sections.wanted(replace(FULL, fixed=fixed), FULL_BRIEFING)
+    text = sections.wanted(replace(FULL, fixed=fixed), FULL_OPTIONS)
     assert 'The words at positions 1, 3 are fixed: "calm", "topic".' in text
-    assert "fixed" not in sections.wanted(FULL, FULL_BRIEFING)
+    assert "fixed" not in sections.wanted(FULL, FULL_OPTIONS)
 
 
 def test_directions_are_what_the_outcomes_show() -> None:
