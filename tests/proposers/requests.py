@@ -20,10 +20,13 @@ from tests.toy_stage import texts
 
 ALL_SECTIONS = tuple(SECTIONS)
 #: Everything that an LLM can be told.
-FULL_BRIEFING = MetaPromptOptions(
+FULL_OPTIONS = MetaPromptOptions(
     "Sort customer messages by what they are about.",
     labels=("billing", "delivery"),
     examples=[("My card was charged twice.", "billing"), ("Where is it?", "delivery")],
+    mechanism="Each label is read as `<prompt> <label>`; a text goes to the nearest.",
+    n_validation=32,
+    n_stages=30,
     sections=ALL_SECTIONS,
 )
 

@@ -8,6 +8,7 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from optuna_llm_catalyst import DriftWord
@@ -16,6 +17,7 @@ from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
+from optuna_llm_catalyst.proposers.mutation import random_prompt
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import texts
@@ -56,6 +58,25 @@ def test_seeds_make_a_difference() -> None:
         for seed in range(5)
     ]
     assert len(set(proposals)) == 5
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    fixed=st.dictionaries(st.integers(0, 2), st.integers(0, 80), max_size=3),
+    empty=st.booleans(),
+)
+def test_fixed_tokens_stand_in_every_child(seed: int, fixed: dict[int, int], empty: bool) -> None:
+    request = request_of(SPACE, History() if empty else HISTORY, seed=seed)
+    prompts = MutationProposer().propose(replace(request, fixed=fixed)).prompts
+    assert len({p.token_ids for p in prompts}) == len(prompts) == (1 if len(fixed) == 3 else 4)
+    for prompt in (*prompts, random_prompt(SPACE, np.random.default_rng(seed), fixed)):
+        assert all(prompt.token_ids[i] == token_id for i, token_id in fixed.items())
+        assert prompt.text == SPACE.from_token_ids(prompt.token_ids).text
+
+
+def test_nothing_changes_where_nothing_is_fixed() -> None:
+    one, two = (np.random.default_rng(0) for _ in range(2))
+    assert random_prompt(SPACE, one, {}) == random_prompt(SPACE, two)
 
 
 @given(seed=st.integers(0, 2**31 - 1))
