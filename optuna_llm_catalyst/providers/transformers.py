@@ -18,6 +18,7 @@ from optuna_llm_catalyst.providers.chat_model import ChatModel
 from optuna_llm_catalyst.providers.chat_model import load_chat_model
 from optuna_llm_catalyst.providers.chat_model import TOP_K
 from optuna_llm_catalyst.providers.chat_model import TOP_P
+from optuna_llm_catalyst.providers.deadline import waitable
 
 
 #: One loads or writes at a time, of whichever provider: two of optuna's threads that ask at once
@@ -185,7 +186,7 @@ class TransformersProvider:
 
     @contextmanager
     def _turn(self, timeout: float) -> Iterator[None]:
-        if not _TURN.acquire(timeout=max(timeout, 0.0)):
+        if not _TURN.acquire(timeout=waitable(timeout)):
             raise ProviderError(
                 f"{self.name} did not finish within {timeout:.3g} seconds: other requests of this "
                 "process took longer"

@@ -23,8 +23,7 @@ from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers import Provider
 from tests.ollama_server import OllamaServer
 from tests.openai_server import OpenAIServer
-from tests.providers.test_transformers import make_model
-from tests.providers.test_transformers import make_tokenizer
+from tests.providers import tiny_chat
 
 
 REQUEST = CompletionRequest("Write a prompt.", reply.schema(1), seed=3)
@@ -50,9 +49,7 @@ def replay(_: Path) -> Iterator[Provider]:
 
 @contextmanager
 def transformers(folder: Path) -> Iterator[Provider]:
-    tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tiny_chat.save(folder)
     yield TransformersProvider(str(folder), device="cpu", num_ctx=128, num_predict=48)
 
 
