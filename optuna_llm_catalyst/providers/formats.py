@@ -1,0 +1,72 @@
+"""How a request says what its reply shall look like, for servers that do not know all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import field
+import re
+from typing import Any
+from typing import TypeVar
+
+from optuna_llm_catalyst.providers.servers import RefusedError
+
+
+T = TypeVar("T")
+#: What servers call the part of a request that they refuse.
+_FORMAT = re.compile(r"\bformat\b|response_format|json_object|schema|grammar|\bpattern")
+
+
+@dataclass(frozen=True)
+class ReplyFormat:
+    """What a request says of its reply.
+
+    Attributes:
+        kind: ``json_schema``, ``json_object`` (any JSON) or ``none``.
+        schema: The JSON schema; None if there is none.
+        details: What the completion's details tell of it.
+    """
+
+    kind: str
+    schema: Mapping[str, Any] | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def in_format(
+    schema: Mapping[str, Any], first: int, send: Callable[[ReplyFormat], T]
+) -> tuple[T, int]:
+    """Makes a request in the strictest format that the server takes.
+
+    Args:
+        schema: The JSON schema of the reply.
+        first: The format to begin with: 0, or the number that the last request returned.
+        send: Makes the request.
+
+    Returns:
+        What ``send`` returned, and the number of the format.
+
+    Raises:
+        ProviderError: The last one.
+    """
+    plain = _without_patterns(schema)
+    formats = [
+        ReplyFormat("json_schema", schema),
+        ReplyFormat("json_schema", plain, {"format": "json_schema", "pattern": False}),
+        ReplyFormat("json_object", plain, {"format": "json_object"}),
+        ReplyFormat("none", None, {"format": "none"}),
+    ]
+    numbers = [i for i in range(first, len(formats)) if i != 1 or plain != schema or first == 1]
+    for i in numbers[:-1]:
+        try:
+            return send(formats[i]), i
+        except RefusedError as error:
+            if error.status not in (400, 422, 500) or not _FORMAT.search(error.said):
+                raise
+    return send(formats[-1]), numbers[-1]
+
+
+def _without_patterns(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    return {key: _without_patterns(value) for key, value in schema.items() if key != "pattern"}
