@@ -122,11 +122,12 @@ class TransformersProvider:
         load_seconds = round(time.monotonic() - started, 3)
         ids = chat.encode(request.prompt)
         self._check_length(ids.shape[1])
+        limit = min(self._num_predict, request.max_tokens or self._num_predict)
         written = chat.write(
             ids,
             seed=request.seed,
             temperature=self._temperature,
-            limit=self._num_predict,
+            limit=limit,
             deadline=deadline,
             given_up=_PROCESS_ENDS,
         )
@@ -135,10 +136,10 @@ class TransformersProvider:
                 f"{self.name} did not finish within {request.timeout:.3g} seconds: it took "
                 f"{load_seconds:.3g} to load and wrote {written.n_tokens} tokens"
             )
-        is_cut = written.n_tokens >= self._num_predict and not written.is_ended
-        problem = f"it was cut at num_predict={self._num_predict} tokens" if is_cut else ""
+        is_cut = written.n_tokens >= limit and not written.is_ended
+        problem = f"it was cut at num_predict={limit} tokens" if is_cut else ""
         details = {
-            "options": self._options(request.seed),
+            "options": self._options(request.seed, limit),
             "device": str(chat.model.device),
             "dtype": str(chat.model.dtype).removeprefix("torch."),
             "prompt_tokens": ids.shape[1],
@@ -163,11 +164,11 @@ class TransformersProvider:
                 "raise `num_ctx`, lower `num_predict`, or take a model of a longer context"
             )
 
-    def _options(self, seed: int) -> dict[str, Any]:
+    def _options(self, seed: int, limit: int) -> dict[str, Any]:
         sampling = {"top_k": TOP_K, "top_p": TOP_P, "seed": seed} if self._temperature else {}
         return {
             "num_ctx": self._num_ctx,
-            "num_predict": self._num_predict,
+            "num_predict": limit,
             "temperature": self._temperature,
             **sampling,
         }

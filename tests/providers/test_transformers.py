@@ -182,6 +182,9 @@ def test_reply_that_reaches_the_limit(folder: Path) -> None:
     completion = provider_of(folder, num_predict=3).complete(REQUEST)
     assert completion.text == '{"prompts":'
     assert completion.problem == "it was cut at num_predict=3 tokens"
+    needed = provider_of(folder).complete(replace(REQUEST, max_tokens=3))
+    assert (needed.text, needed.problem) == (completion.text, completion.problem)
+    assert needed.details["options"]["num_predict"] == 3
     whole = provider_of(folder, num_predict=N_REPLY).complete(REQUEST)
     assert (whole.text, whole.problem) == (GOOD, "")
 
