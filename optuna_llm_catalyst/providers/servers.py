@@ -173,7 +173,7 @@ class Server:
                 raise ProviderError(f"{self.where} sent an answer of over {MAX_BODY} bytes")
         response._content = bytes(body)  # What the client then takes for read.
         if not response.is_success:
-            said = one_line(_message(body.decode(errors="replace")))
+            said = one_line(message_of(body.decode(errors="replace")))
             raise RefusedError(
                 self.where,
                 response.status_code,
@@ -257,7 +257,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _message(text: str) -> str:
+def message_of(text: str) -> str:
     """The message of an error's body, which servers put under any of these keys.
 
     Some put JSON into the text of the message; some send a page.
@@ -269,4 +269,4 @@ def _message(text: str) -> str:
     for key in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(key):
             value = value[key]
-    return _message(value) if isinstance(value, str) else text
+    return message_of(value) if isinstance(value, str) else text

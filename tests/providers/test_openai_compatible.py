@@ -63,7 +63,7 @@ def free_port() -> int:
         return int(held.getsockname()[1])
 
 
-def test_the_server_is_asked_for_exactly_this() -> None:
+def test_request() -> None:
     with OpenAIServer([GOOD]) as server:
         provider_of(server).complete(REQUEST)
     (body,) = server.chats
@@ -88,21 +88,19 @@ def test_the_server_is_asked_for_exactly_this() -> None:
         ({"temperature": 1}, "temperature", 1),
     ],
 )
-def test_an_argument_reaches_the_server(
-    arguments: dict[str, Any], field: str, value: float
-) -> None:
+def test_argument_reaches_the_server(arguments: dict[str, Any], field: str, value: float) -> None:
     with OpenAIServer([GOOD]) as server:
         provider_of(server, **arguments).complete(REQUEST)
     assert server.chats[0][field] == value
 
 
-def test_a_seed_of_zero_is_a_seed() -> None:
+def test_seed_of_zero() -> None:
     with OpenAIServer([GOOD]) as server:
         provider_of(server).complete(CompletionRequest("Write a prompt.", {}, seed=0))
     assert server.chats[0]["seed"] == 0
 
 
-def test_a_completion_carries_the_reply_and_the_facts_for_the_record() -> None:
+def test_completion() -> None:
     answer = {"choices": [choice(GOOD)], "model": "Qwen/Qwen3-4B", "system_fingerprint": "b6500"}
     with OpenAIServer([answer]) as server:
         completion = provider_of(server).complete(REQUEST)
@@ -118,7 +116,7 @@ def test_a_completion_carries_the_reply_and_the_facts_for_the_record() -> None:
     assert json.loads(json.dumps(completion.details)) == completion.details
 
 
-def test_a_provider_says_its_name_its_server_and_its_limit() -> None:
+def test_name_server_and_limit() -> None:
     provider = OpenAICompatibleProvider(
         MODEL, base_url="http://127.0.0.1:8000/v1/", num_ctx=4096, num_predict=512
     )
@@ -127,7 +125,7 @@ def test_a_provider_says_its_name_its_server_and_its_limit() -> None:
     assert provider.max_prompt_tokens == 3584
 
 
-def test_text_of_any_script_arrives_as_it_left() -> None:
+def test_text_of_any_script() -> None:
     text = reply("ruhige Antwort é", "落ち着いた 🙂", 'quotes " and \\')
     with OpenAIServer(lambda body: body["messages"][0]["content"]) as server:
         request = CompletionRequest(text, {}, seed=1)
@@ -163,7 +161,7 @@ USABLE: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
 @pytest.mark.parametrize(
     ("choices", "text", "problem", "details"), USABLE.values(), ids=USABLE.keys()
 )
-def test_a_reply_comes_with_what_the_server_says_against_it(
+def test_problem_that_the_server_tells(
     choices: Any, text: str, problem: str, details: dict[str, Any]
 ) -> None:
     with OpenAIServer([{"choices": choices}]) as server:
@@ -182,7 +180,7 @@ def test_a_reply_comes_with_what_the_server_says_against_it(
         {"usage": {}, "model": None, "system_fingerprint": 3},
     ],
 )
-def test_facts_that_the_server_leaves_out_are_no_fault_of_a_reply(fields: dict[str, Any]) -> None:
+def test_missing_facts(fields: dict[str, Any]) -> None:
     with OpenAIServer([{"choices": [choice(GOOD)], **fields}]) as server:
         completion = provider_of(server).complete(REQUEST)
     assert (completion.text, completion.model) == (GOOD, MODEL)
@@ -270,7 +268,7 @@ TRANSIENT = {name for name in FAULTS if name[:3] in ("408", "429", "502", "503",
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_whatever_goes_wrong_is_one_kind_of_error(name: str) -> None:
+def test_fault_is_a_provider_error(name: str) -> None:
     fault, message = FAULTS[name]
     with OpenAIServer([fault, GOOD]) as server:
         provider = provider_of(server)
@@ -289,7 +287,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("fault", SLOW.values(), ids=SLOW.keys())
-def test_the_deadline_holds_whatever_the_server_does(fault: Fault) -> None:
+def test_deadline(fault: Fault) -> None:
     request = CompletionRequest("Write a prompt.", {}, seed=1, timeout=0.4)
     with OpenAIServer([fault]) as server:
         with pytest.raises(ProviderError, match=r"did not answer within 0\.4 seconds") as caught:
@@ -298,19 +296,19 @@ def test_the_deadline_holds_whatever_the_server_does(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 500])
-def test_a_body_without_end_is_not_read_to_it(status: int) -> None:
+def test_body_without_end(status: int) -> None:
     with OpenAIServer([Endless(status, b" " * 2**18)]) as server:
         with pytest.raises(ProviderError, match="an answer of over 4194304 bytes"):
             provider_of(server).complete(REQUEST)
 
 
-def test_a_body_that_unpacks_to_more_is_not_asked_for() -> None:
+def test_no_packed_body_is_requested() -> None:
     with OpenAIServer([GOOD]) as server:
         provider_of(server).complete(REQUEST)
     assert server.requests[0].headers["Accept-Encoding"] == "identity"
 
 
-def test_a_server_that_is_not_there_is_an_error_that_may_pass() -> None:
+def test_no_server() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
     provider = OpenAICompatibleProvider(MODEL, base_url=url)
     for call in (lambda: provider.complete(REQUEST), provider.check, provider.models):
@@ -320,7 +318,7 @@ def test_a_server_that_is_not_there_is_an_error_that_may_pass() -> None:
 
 
 @pytest.mark.parametrize("api_key", [None, "given-key"])
-def test_the_keys_of_the_environment_go_to_no_server(
+def test_environment_keys_go_to_no_server(
     monkeypatch: pytest.MonkeyPatch, api_key: str | None
 ) -> None:
     for name, value in SECRETS.items():
@@ -344,14 +342,14 @@ def test_the_keys_of_the_environment_go_to_no_server(
         }
 
 
-def test_a_key_that_the_server_repeats_is_not_in_the_error() -> None:
+def test_key_that_the_server_repeats() -> None:
     with OpenAIServer([Fault(401, error("invalid key given-key"))]) as server:
         with pytest.raises(ProviderError, match=r"invalid key \*\*\*") as caught:
             provider_of(server, api_key="given-key").complete(REQUEST)
     assert "given-key" not in str(caught.value)
 
 
-def test_credentials_in_the_url_are_sent_and_never_told() -> None:
+def test_credentials_in_the_url() -> None:
     with OpenAIServer([GOOD, Fault(500)]) as server:
         url = server.url.replace("//", "//anna:s%40cret@")
         provider = OpenAICompatibleProvider(MODEL, base_url=url)
@@ -366,7 +364,7 @@ def test_credentials_in_the_url_are_sent_and_never_told() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_takes_no_key_elsewhere(status: int) -> None:
+def test_redirect_is_not_followed(status: int) -> None:
     with OpenAIServer([GOOD]) as other:
         with OpenAIServer([Redirect(status, location=other.url)]) as server:
             with pytest.raises(ProviderError, match=f"HTTP {status}.* where it redirects to"):
@@ -376,7 +374,7 @@ def test_a_redirect_takes_no_key_elsewhere(status: int) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-def test_a_proxy_of_the_environment_does_not_take_requests_to_this_machine(
+def test_no_proxy_for_this_machine(
     monkeypatch: pytest.MonkeyPatch, host: str, variable: str
 ) -> None:
     monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
@@ -385,7 +383,7 @@ def test_a_proxy_of_the_environment_does_not_take_requests_to_this_machine(
         assert OpenAICompatibleProvider(MODEL, base_url=url).complete(REQUEST).text == GOOD
 
 
-def test_a_proxy_of_the_environment_takes_requests_to_another_machine(
+def test_proxy_for_another_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with OpenAIServer() as proxy:
@@ -395,7 +393,7 @@ def test_a_proxy_of_the_environment_takes_requests_to_another_machine(
     assert [request.path for request in proxy.requests] == ["http://vllm.invalid/v1/models"]
 
 
-def test_a_model_that_the_server_has_passes_the_check() -> None:
+def test_check_of_a_model_that_is_there() -> None:
     with OpenAIServer(models=("other", MODEL)) as server:
         provider = provider_of(server)
         provider.check()
@@ -430,7 +428,7 @@ def test_the_only_model_of_a_server(model: str, note: str) -> None:
         assert provider.complete(REQUEST).text == GOOD
 
 
-def test_model_without_a_name_is_found_by_the_first_request() -> None:
+def test_first_request_finds_the_only_model() -> None:
     with OpenAIServer([GOOD], models=(FILE,)) as server:
         provider = OpenAICompatibleProvider(base_url=server.url)
         assert provider.complete(REQUEST).model == FILE
@@ -529,9 +527,7 @@ def test_https_to_a_server_without_it() -> None:
     ("name", "value"),
     [("ALL_PROXY", "mailto://proxy"), ("SSL_CERT_FILE", "/nowhere/at/all")],
 )
-def test_variable_that_the_client_cannot_use_is_named(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str
-) -> None:
+def test_invalid_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ProviderError, match=f"cannot be reached: .*; check .*{name}"):
         OpenAICompatibleProvider(MODEL, base_url="http://vllm.invalid/v1").check()
@@ -548,13 +544,13 @@ def test_variable_that_the_client_cannot_use_is_named(
         (Fault(200, {"data": []}), "its models: none at all"),
     ],
 )
-def test_a_list_of_models_that_is_none_fails_the_check(fault: Fault, message: str) -> None:
+def test_unusable_list_of_models(fault: Fault, message: str) -> None:
     with OpenAIServer(faults={"/v1/models": fault}) as server:
         with pytest.raises(ProviderError, match=message):
             provider_of(server).check()
 
 
-def test_copies_and_pickles_ask_the_same() -> None:
+def test_copies_and_pickles() -> None:
     with OpenAIServer([GOOD] * 3) as server:
         provider = provider_of(server, api_key="given-key", num_predict=77)
         for twin in (provider, copy.deepcopy(provider), pickle.loads(pickle.dumps(provider))):
@@ -589,21 +585,19 @@ GOOD_URL = "http://127.0.0.1:8000/v1"
         ({"base_url": "anna:secret@host/v1"}, "got 'host/v1'"),
     ],
 )
-def test_an_argument_that_makes_no_sense_is_refused(
-    arguments: dict[str, Any], message: str
-) -> None:
+def test_invalid_argument(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         OpenAICompatibleProvider(**({"model": MODEL, "base_url": GOOD_URL} | arguments))
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["http://a..b/v1", "http://xn--/v1", "http://[v1.x]/v1"])
-def test_a_url_of_no_server_is_a_provider_error(url: str) -> None:
+def test_url_of_no_server(url: str) -> None:
     with pytest.raises(ProviderError):
         OpenAICompatibleProvider(MODEL, base_url=url).check()
 
 
-def test_without_the_client_the_error_says_what_to_install() -> None:
+def test_client_is_not_installed() -> None:
     code = """
 import sys
 from optuna_llm_catalyst.exceptions import ProviderError

@@ -64,7 +64,7 @@ BROKEN: list[Provider] = [
 
 
 @pytest.mark.parametrize("make", WORKING)
-def test_a_provider_answers_is_named_and_survives_copying(
+def test_provider_and_its_copies(
     make: Callable[[Path], AbstractContextManager[Provider]], tmp_path: Path
 ) -> None:
     with make(tmp_path) as provider:
@@ -82,7 +82,7 @@ def test_a_provider_answers_is_named_and_survives_copying(
 
 
 @pytest.mark.parametrize("provider", BROKEN, ids=lambda provider: provider.name)
-def test_whatever_is_wrong_is_one_kind_of_error(provider: Provider) -> None:
+def test_broken_provider(provider: Provider) -> None:
     with pytest.raises(ProviderError) as caught:
         provider.complete(REQUEST)
     assert str(caught.value)
