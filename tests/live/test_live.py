@@ -8,7 +8,9 @@ Name the server and a model of it, as in
 from __future__ import annotations
 
 from collections.abc import Iterator
+import json
 import os
+from pathlib import Path
 
 import optuna
 import pytest
@@ -17,11 +19,11 @@ from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import OllamaProvider
 from optuna_llm_catalyst import OpenAICompatibleProvider
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.cli.doctor import _llm
-from optuna_llm_catalyst.cli.llms import LLMOptions
 from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers import Provider
+from tests.prompt_tuning.tiny import make_encoder
+from tests.toy_stage import run_python
 from tests.toy_stage import ToyObjective
 from tests.toy_stage import word_space
 
@@ -65,12 +67,21 @@ def test_completion(provider: OllamaProvider | OpenAICompatibleProvider) -> None
         assert len(reply.parse(completion.text)) <= 2
 
 
-def test_doctor(named: tuple[str, str, str]) -> None:
+def test_doctor(named: tuple[str, str, str], tmp_path: Path) -> None:
     kind, url, model = named
-    options = LLMOptions(f"{kind}:{model}", llm_url=url, llm_api_key="", num_ctx=4096)
-    findings = {finding.what.strip(): finding for finding in _llm(options)}
-    assert findings[f"LLM {kind}:{model}"].ok
-    assert findings["first answer"].ok and findings["second answer"].ok
+    encoder, tokenizer = make_encoder()
+    encoder.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    arguments = ["", "doctor", "--llm", f"{kind}:{model}", "--llm-url", url, "--json"]
+    code = (
+        "import sys\n"
+        f"sys.argv = {[*arguments, '--model', str(tmp_path)]!r}\n"
+        "from optuna_llm_catalyst.cli.app import run\n"
+        "run()"
+    )
+    findings = {row["what"].strip(): row for row in json.loads(run_python(code))}
+    for what in (f"LLM {kind}:{model}", "first answer", "second answer"):
+        assert findings[what]["ok"], findings[what]
 
 
 def test_study(provider: Provider) -> None:
