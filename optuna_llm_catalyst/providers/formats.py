@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 import re
+import time
 from typing import Any
 from typing import TypeVar
 
+from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.servers import RefusedError
 
 
@@ -29,27 +31,28 @@ class ReplyFormat:
     """
 
     kind: str
-    schema: Mapping[str, Any] | None
+    schema: dict[str, Any] | None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def in_format(
-    schema: Mapping[str, Any], first: int, send: Callable[[ReplyFormat], T]
-) -> tuple[T, int]:
+    request: CompletionRequest, first: int, send: Callable[[ReplyFormat, float], T]
+) -> tuple[T, Mapping[str, Any], int]:
     """Makes a request in the strictest format that the server takes.
 
     Args:
-        schema: The JSON schema of the reply.
+        request: The request.
         first: The format to begin with: 0, or the number that the last request returned.
-        send: Makes the request.
+        send: Makes it in a format, within so many seconds.
 
     Returns:
-        What ``send`` returned, and the number of the format.
+        What ``send`` returned, what the completion's details tell of the format, and its number.
 
     Raises:
         ProviderError: The last one.
     """
-    plain = _without_patterns(schema)
+    deadline = time.monotonic() + request.timeout
+    schema, plain = dict(request.schema), _without_patterns(request.schema)
     formats = [
         ReplyFormat("json_schema", schema),
         ReplyFormat("json_schema", plain, {"format": "json_schema", "pattern": False}),
@@ -57,13 +60,15 @@ def in_format(
         ReplyFormat("none", None, {"format": "none"}),
     ]
     numbers = [i for i in range(first, len(formats)) if i != 1 or plain != schema or first == 1]
-    for i in numbers[:-1]:
+    for i in numbers:
         try:
-            return send(formats[i]), i
+            sent = send(formats[i], deadline - time.monotonic())
+            return sent, formats[i].details, i
         except RefusedError as error:
-            if error.status not in (400, 422, 500) or not _FORMAT.search(error.said):
+            is_format = error.status in (400, 422, 500) and _FORMAT.search(error.said)
+            if not is_format or i == numbers[-1]:
                 raise
-    return send(formats[-1]), numbers[-1]
+    raise AssertionError("The last format is sent or raises.")
 
 
 def _without_patterns(schema: Any) -> Any:

@@ -7,22 +7,30 @@ off, and may return the answer of a model that thinks among its thoughts. All th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
 import difflib
 import os
 import re
-import time
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers import ollama_client
 from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.providers.formats import in_format
 from optuna_llm_catalyst.providers.formats import ReplyFormat
+from optuna_llm_catalyst.providers.ollama_client import context_of
+from optuna_llm_catalyst.providers.ollama_client import digest_of
+from optuna_llm_catalyst.providers.ollama_client import digests
+from optuna_llm_catalyst.providers.ollama_client import first_chat_model
+from optuna_llm_catalyst.providers.ollama_client import run
+from optuna_llm_catalyst.providers.ollama_client import server_of
+from optuna_llm_catalyst.providers.ollama_client import trained_context_of
+from optuna_llm_catalyst.providers.ollama_client import Work
 from optuna_llm_catalyst.providers.servers import cut_reply
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
 from optuna_llm_catalyst.providers.servers import RefusedError
@@ -81,7 +89,7 @@ class OllamaProvider:
         check_limits(num_ctx, num_predict, temperature)
         named = host or os.environ.get("OLLAMA_HOST")
         self.model = model
-        self._server = ollama_client.server_of(named or _DEFAULT_URL)
+        self._server = server_of(named or _DEFAULT_URL)
         self._sends_key = bool(named)
         self._num_ctx = num_ctx
         self._num_predict = num_predict
@@ -105,7 +113,6 @@ class OllamaProvider:
         return self._num_ctx - self._num_predict
 
     def complete(self, request: CompletionRequest) -> Completion:
-        deadline = time.monotonic() + request.timeout
         limit = min(self._num_predict, request.max_tokens or self._num_predict)
         options = {
             "num_ctx": self._num_ctx,
@@ -113,17 +120,17 @@ class OllamaProvider:
             "temperature": self._temperature,
             "seed": request.seed,
         }
-
-        def send(reply_format: ReplyFormat) -> tuple[ollama.ChatResponse, dict[str, Any]]:
-            found = self._chat(request.prompt, options, reply_format, deadline - time.monotonic())
-            return found[0], {**found[1], **reply_format.details}
-
-        (response, facts), self._format = in_format(request.schema, self._format, send)
+        (response, facts), told, self._format = in_format(
+            request,
+            self._format,
+            lambda form, seconds: self._chat(request.prompt, options, form, seconds),
+        )
         self._check_prompt(request.prompt, response.prompt_eval_count, facts["context_length"])
         content, thoughts = response.message.content or "", response.message.thinking or ""
         text = content if content.strip() else thoughts
         details = {
             **facts,
+            **told,
             "options": options,
             "done_reason": response.done_reason,
             "prompt_tokens": response.prompt_eval_count,
@@ -141,7 +148,7 @@ class OllamaProvider:
         Raises:
             ProviderError: If no server answers.
         """
-        return self._run(_digests, METADATA_TIMEOUT_S)
+        return self._run(digests)
 
     def check(self) -> None:
         """Checks that the server answers and has the model, under whatever name it takes.
@@ -149,7 +156,7 @@ class OllamaProvider:
         Raises:
             ProviderError: If not; the message says what to do.
         """
-        self._run(lambda client: client.show(self.model), METADATA_TIMEOUT_S)
+        self._run(lambda client: client.show(self.model))
 
     def installed_chat_model(self) -> str | None:
         """The newest model of the server that can chat and runs there; None if there is none.
@@ -158,14 +165,7 @@ class OllamaProvider:
             ProviderError: If no server answers.
         """
 
-        async def first(client: ollama.AsyncClient) -> str | None:
-            for name in await _digests(client):
-                # Such a model runs at ollama.com: nothing of a study goes there unasked.
-                if not name.endswith("cloud") and await _can_chat(client, name):
-                    return name
-            return None
-
-        return self._run(first, METADATA_TIMEOUT_S)
+        return self._run(first_chat_model)
 
     def model_context_length(self) -> int | None:
         """The context length that the model was trained for; None if the server does not tell.
@@ -173,7 +173,7 @@ class OllamaProvider:
         Raises:
             ProviderError: If the server does not answer or has no such model.
         """
-        return self._run(lambda client: _trained_context(client, self.model), METADATA_TIMEOUT_S)
+        return self._run(lambda client: trained_context_of(client, self.model))
 
     def server_version(self) -> str:
         """The server's version.
@@ -186,11 +186,11 @@ class OllamaProvider:
             # The client has no method for it.
             return str((await client._client.get("/api/version")).json()["version"])
 
-        return self._run(version, METADATA_TIMEOUT_S)
+        return self._run(version)
 
-    def _run(self, work: ollama_client.Work[T], timeout: float) -> T:
+    def _run(self, work: Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
         try:
-            return ollama_client.run(self._server, work, timeout, sends_key=self._sends_key)
+            return run(self._server, work, timeout, sends_key=self._sends_key)
         except RefusedError as error:
             # Another server on that port also says "not found", of its own pages.
             if error.status == 404 and re.search("model .* not found", error.said):
@@ -212,57 +212,36 @@ class OllamaProvider:
         )
 
     def _chat(
-        self, prompt: str, options: dict[str, Any], reply_format: ReplyFormat, timeout: float
+        self, prompt: str, options: dict[str, Any], form: ReplyFormat, timeout: float
     ) -> tuple[Any, dict[str, Any]]:
         """A response, and the model's digest and context; None where the server tells none."""
-        found: list[Any] = []
+        responses: list[ollama.ChatResponse] = []
+        facts: dict[str, Any] = {"digest": None, "context_length": None}
+
+        async def learn(name: str, fact: Coroutine[Any, Any, Any]) -> None:
+            with suppress(Exception):  # A reply without its facts is still a reply.
+                facts[name] = await asyncio.wait_for(fact, METADATA_TIMEOUT_S)
 
         async def work(client: ollama.AsyncClient) -> None:
             response = await client.chat(
                 self.model,
                 messages=[{"role": "user", "content": prompt}],
                 stream=False,
-                format=_format(reply_format),
+                format="json" if form.kind == "json_object" else form.schema,
                 options=options,
                 think=self._think,
                 keep_alive=self._keep_alive,
             )
-            found.append(response)
-            found.append(await self._facts(client))
+            responses.append(response)
+            await learn("context_length", context_of(client, self.model, self._num_ctx))
+            await learn("digest", digest_of(client, self.model))
 
         try:
             self._run(work, timeout)
         except ProviderError:
-            if not found:
+            if not responses:
                 raise
-            # A reply without its facts is still a reply.
-        return found[0], found[1] if found[1:] else {"digest": None, "context_length": None}
-
-    async def _facts(self, client: ollama.AsyncClient) -> dict[str, Any]:
-        async def digest() -> str | None:
-            known = {_canonical(m): d for m, d in (await _digests(client)).items()}
-            return known.get(_canonical(self.model))
-
-        tasks = {
-            "digest": asyncio.create_task(digest()),
-            "context_length": asyncio.create_task(self._context(client)),
-        }
-        await asyncio.wait(tasks.values(), timeout=METADATA_TIMEOUT_S)
-        for task in tasks.values():
-            task.cancel()
-        results = await asyncio.gather(*tasks.values(), return_exceptions=True)
-        return {
-            name: None if isinstance(result, BaseException) else result
-            for name, result in zip(tasks, results, strict=True)
-        }
-
-    async def _context(self, client: ollama.AsyncClient) -> int | None:
-        """The context that the server allocated; of a model it has unloaded, what it would."""
-        loaded = {_canonical(m.model or ""): m.context_length for m in (await client.ps()).models}
-        if allocated := loaded.get(_canonical(self.model)):
-            return allocated
-        trained = await _trained_context(client, self.model)
-        return None if trained is None else min(trained, self._num_ctx)
+        return responses[0], facts
 
     def _problem(self, response: ollama.ChatResponse, text: str, limit: int) -> str:
         """What the server itself says against its reply.
@@ -297,33 +276,3 @@ class OllamaProvider:
                 f"in a context of {context}; raise `num_ctx`, lower `top_k`, or take a model of "
                 "a longer context"
             )
-
-
-def _format(reply_format: ReplyFormat) -> Any:
-    kinds = {"json_schema": reply_format.schema, "json_object": "json", "none": None}
-    return kinds[reply_format.kind]
-
-
-async def _digests(client: ollama.AsyncClient) -> dict[str, str]:
-    listed = (await client.list()).models
-    return {model.model: model.digest or "" for model in listed if model.model}
-
-
-async def _trained_context(client: ollama.AsyncClient, model: str) -> int | None:
-    info = (await client.show(model)).modelinfo or {}
-    length = info.get(f"{info.get('general.architecture')}.context_length")
-    return length if isinstance(length, int) else None
-
-
-async def _can_chat(client: ollama.AsyncClient, model: str) -> bool:
-    shown = await client.show(model)
-    if shown.capabilities is not None:
-        return "completion" in shown.capabilities
-    # Older servers do not tell; most embedding models are of this family.
-    return "bert" not in ((shown.details and shown.details.family) or "")
-
-
-def _canonical(model: str) -> str:
-    """The name as the server lists it, of any name that it takes for the model."""
-    name = model.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
-    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"

@@ -65,6 +65,52 @@ def run(server: Server, work: Work[T], timeout: float, *, sends_key: bool) -> T:
     )
 
 
+async def digests(client: ollama.AsyncClient) -> dict[str, str]:
+    """The models of a server, the newest first: name to digest."""
+    listed = (await client.list()).models
+    return {model.model: model.digest or "" for model in listed if model.model}
+
+
+async def digest_of(client: ollama.AsyncClient, model: str) -> str | None:
+    """The digest of a model; None if the server does not list it."""
+    return {_listed(m): d for m, d in (await digests(client)).items()}.get(_listed(model))
+
+
+async def context_of(client: ollama.AsyncClient, model: str, num_ctx: int) -> int | None:
+    """The context that the server gave a model; if it has unloaded it, what it would give."""
+    loaded = {_listed(m.model or ""): m.context_length for m in (await client.ps()).models}
+    if allocated := loaded.get(_listed(model)):
+        return allocated
+    trained = await trained_context_of(client, model)
+    return trained and min(trained, num_ctx)
+
+
+async def trained_context_of(client: ollama.AsyncClient, model: str) -> int | None:
+    """The context length that a model was trained for; None if the server does not tell."""
+    info = (await client.show(model)).modelinfo or {}
+    length = info.get(f"{info.get('general.architecture')}.context_length")
+    return length if isinstance(length, int) else None
+
+
+async def first_chat_model(client: ollama.AsyncClient) -> str | None:
+    """The newest model that writes text, and runs on the server itself."""
+    for name in await digests(client):
+        if name.endswith("cloud"):
+            continue  # It runs at ollama.com: nothing of a study goes there unasked.
+        shown = await client.show(name)
+        # Older servers do not tell; most embedding models are of this family.
+        is_bert = "bert" in ((shown.details and shown.details.family) or "")
+        if "completion" in (shown.capabilities or ["" if is_bert else "completion"]):
+            return name
+    return None
+
+
+def _listed(model: str) -> str:
+    """The name as the server lists it, of any name that it takes for the model."""
+    name = model.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
 def _check_url(server: Server) -> None:
     url = server.url if "://" in server.url else f"http://{server.url}"
     if not is_http_url(url):

@@ -10,7 +10,6 @@ from collections.abc import Awaitable
 from collections.abc import Callable
 from dataclasses import dataclass
 import json
-import time
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
@@ -138,23 +137,15 @@ class OpenAICompatibleProvider:
         return self._num_ctx - self._num_predict
 
     def complete(self, request: CompletionRequest) -> Completion:
-        deadline = time.monotonic() + request.timeout
         if not self.model:
             self.check()
         limit = min(self._num_predict, request.max_tokens or self._num_predict)
-        options = {
-            "num_predict": limit,
-            "temperature": self._temperature,
-            "seed": request.seed,
-        }
-
-        def send(reply_format: ReplyFormat) -> tuple[_Answer, ReplyFormat]:
-            fields = {**options, "max_tokens": limit, **_response_format(reply_format)}
-            del fields["num_predict"]
-            left = deadline - time.monotonic()
-            return self._chat(request.prompt, fields, left), reply_format
-
-        (answer, reply_format), self._format = in_format(request.schema, self._format, send)
+        options = {"num_predict": limit, "temperature": self._temperature, "seed": request.seed}
+        answer, told, self._format = in_format(
+            request,
+            self._format,
+            lambda form, seconds: self._chat(request, limit, form, seconds),
+        )
         if not answer.choices:
             raise ProviderError(f"{self._server.where} gave no usable answer: no choices")
         choice = answer.choices[0]
@@ -165,7 +156,7 @@ class OpenAICompatibleProvider:
             "finish_reason": choice.finish_reason or None,
             "prompt_tokens": _known(usage.get("prompt_tokens"), int),
             "reply_tokens": _known(usage.get("completion_tokens"), int),
-            **reply_format.details,
+            **told,
         }
         if fingerprint := _known(answer.system_fingerprint, str):
             details["system_fingerprint"] = fingerprint
@@ -203,11 +194,18 @@ class OpenAICompatibleProvider:
         fault = f"has no model {self.model!r}" if self.model else "needs the name of a model"
         raise ProviderError(f"{self._server.where} {fault}; its models: {served}")
 
-    def _chat(self, prompt: str, fields: dict[str, Any], timeout: float) -> _Answer:
-        messages: Any = [{"role": "user", "content": prompt}]
+    def _chat(
+        self, request: CompletionRequest, limit: int, form: ReplyFormat, timeout: float
+    ) -> _Answer:
         return self._exchange(
             lambda client: client.chat.completions.with_raw_response.create(
-                model=self.model, messages=messages, **fields
+                model=self.model,
+                messages=[{"role": "user", "content": request.prompt}],
+                # llama.cpp's server does not know `max_completion_tokens`.
+                max_tokens=limit,
+                temperature=self._temperature,
+                seed=request.seed,
+                **_response_format(form),
             ),
             _Answer,
             timeout,
@@ -268,11 +266,11 @@ class OpenAICompatibleProvider:
         return "" if reason in ("", "stop") else f"it ended with {reason!r}"
 
 
-def _response_format(reply_format: ReplyFormat) -> dict[str, Any]:
-    if reply_format.kind == "none":
+def _response_format(form: ReplyFormat) -> dict[str, Any]:
+    if form.schema is None:
         return {}
-    schema = dict(reply_format.schema or {})
-    if reply_format.kind == "json_object":
+    schema = dict(form.schema)
+    if form.kind == "json_object":
         return {"response_format": {"type": "json_object", "schema": schema}}
     # Not `strict`, whose rules forbid schemas that are no trouble to local servers.
     named = {"name": "prompts", "schema": schema}

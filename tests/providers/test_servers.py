@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
+from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers.formats import in_format
 from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.ollama_client import server_of
@@ -69,8 +70,10 @@ def test_strictest_format_that_is_taken(
 ) -> None:
     """All formats from the first one on are tried, no request is made twice."""
     sent: list[ReplyFormat] = []
+    request = CompletionRequest("Write a prompt.", schema, seed=1, timeout=60)
 
-    def send(reply_format: ReplyFormat) -> ReplyFormat:
+    def send(reply_format: ReplyFormat, seconds: float) -> ReplyFormat:
+        assert 0 < seconds <= 60
         sent.append(reply_format)
         number = ["json_schema", "json_object", "none"].index(reply_format.kind)
         number += bool(number) or "pattern" in reply_format.details
@@ -79,12 +82,13 @@ def test_strictest_format_that_is_taken(
         return reply_format
 
     try:
-        taken, number = in_format(schema, first, send)
+        taken, details, number = in_format(request, first, send)
     except RefusedError:
         assert sent[-1].kind == "none"
     else:
         assert taken is sent[-1] and number >= first
-        assert in_format(schema, number, send) == (taken, number)
+        assert details == taken.details
+        assert in_format(request, number, send) == (taken, details, number)
         sent.pop()
     requests = [(reply_format.kind, str(reply_format.schema)) for reply_format in sent]
     assert len(set(requests)) == len(requests)
@@ -106,12 +110,12 @@ def test_strictest_format_that_is_taken(
 def test_refusal_of_a_format_is_known_by_its_words(status: int, said: str, n_sent: int) -> None:
     sent = []
 
-    def send(reply_format: ReplyFormat) -> None:
+    def send(reply_format: ReplyFormat, seconds: float) -> None:
         sent.append(reply_format)
         raise RefusedError("the server", status, said)
 
     with pytest.raises(RefusedError):
-        in_format(PLAIN, 0, send)
+        in_format(CompletionRequest("Write a prompt.", PLAIN, seed=1), 0, send)
     assert len(sent) == n_sent
 
 
