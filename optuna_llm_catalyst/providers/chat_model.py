@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import threading
 import time
 from typing import Any
+from typing import NamedTuple
 from typing import TYPE_CHECKING
 
 from optuna_llm_catalyst.exceptions import first_line
@@ -26,21 +27,13 @@ TOP_K = 40
 TOP_P = 0.9
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a model wrote.
-
-    Attributes:
-        text: Without the tokens that end a reply and the like.
-        n_tokens: With them.
-        is_ended: Whether the model came to an end by itself.
-        is_late: Whether the deadline came first.
-    """
+class Written(NamedTuple):
+    """What a model wrote, without special tokens."""
 
     text: str
-    n_tokens: int
-    is_ended: bool
-    is_late: bool
+    n_tokens: int  # Special tokens included.
+    is_ended: bool  # By the model itself.
+    is_late: bool  # The deadline came first.
 
 
 @dataclass(frozen=True)

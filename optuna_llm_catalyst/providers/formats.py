@@ -11,8 +11,8 @@ import time
 from typing import Any
 from typing import TypeVar
 
+from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.base import CompletionRequest
-from optuna_llm_catalyst.providers.servers import RefusedError
 
 
 T = TypeVar("T")
@@ -64,8 +64,8 @@ def in_format(
         try:
             sent = send(formats[i], deadline - time.monotonic())
             return sent, formats[i].details, i
-        except RefusedError as error:
-            is_format = error.status in (400, 422, 500) and _FORMAT.search(error.said)
+        except ProviderError as error:
+            is_format = error.status in (400, 422, 500) and _FORMAT.search(str(error))
             if not is_format or i == numbers[-1]:
                 raise
     raise AssertionError("The last format is sent or raises.")

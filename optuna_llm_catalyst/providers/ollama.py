@@ -33,7 +33,6 @@ from optuna_llm_catalyst.providers.ollama_client import trained_context_of
 from optuna_llm_catalyst.providers.ollama_client import Work
 from optuna_llm_catalyst.providers.servers import cut_reply
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
-from optuna_llm_catalyst.providers.servers import RefusedError
 
 
 if TYPE_CHECKING:
@@ -191,9 +190,9 @@ class OllamaProvider:
     def _run(self, work: Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
         try:
             return run(self._server, work, timeout, sends_key=self._sends_key)
-        except RefusedError as error:
+        except ProviderError as error:
             # Another server on that port also says "not found", of its own pages.
-            if error.status == 404 and re.search("model .* not found", error.said):
+            if error.status == 404 and re.search("model .* not found", str(error)):
                 raise ProviderError(self._missing()) from error
             raise
 

@@ -27,7 +27,6 @@ from optuna_llm_catalyst.providers.servers import cut_reply
 from optuna_llm_catalyst.providers.servers import is_http_url
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
 from optuna_llm_catalyst.providers.servers import not_installed
-from optuna_llm_catalyst.providers.servers import RefusedError
 from optuna_llm_catalyst.providers.servers import Server
 from optuna_llm_catalyst.schema import decode
 
@@ -222,9 +221,9 @@ class OpenAICompatibleProvider:
 
         try:
             body = self._server.exchange(self._client, work, timeout)
-        except RefusedError as error:
-            if advice := self._advice(error.status, error.said):
-                raise ProviderError(f"{error} ({advice})", transient=error.transient) from error
+        except ProviderError as error:
+            if advice := self._advice(error.status or 0, str(error)):
+                raise ProviderError(f"{error} ({advice})", status=error.status) from error
             raise
         try:
             return decode(kind, json.loads(body))

@@ -22,7 +22,6 @@ from typing import Any
 from typing import TypeVar
 from urllib.parse import unquote
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import one_line
@@ -47,25 +46,6 @@ _HEADERS = {
     *("accept", "connection", "content-length", "content-type", "host", "user-agent"),
     "x-stainless-raw-response",
 }
-
-
-class RefusedError(ProviderError):
-    """A server answered with an HTTP error.
-
-    Args:
-        where: The server, for the message.
-        status: The HTTP status.
-        said: The server's own message.
-    """
-
-    def __init__(self, where: str, status: int, said: str) -> None:
-        crashed = status == 500 and _CRASH.search(said) is not None
-        super().__init__(
-            f"{where} answered with HTTP {status}: {said[:200]}",
-            transient=status in _TRANSIENT_STATUS or crashed,
-        )
-        self.status = status
-        self.said = said
 
 
 @dataclass(frozen=True)
@@ -137,6 +117,8 @@ class Server:
         try:
             return connect()
         except Exception as error:
+            from urllib.request import getproxies
+
             # The error may quote a piece of a password.
             secret = any("@" in proxy for proxy in getproxies().values())
             why = type(error).__name__ if secret else first_line(error)
@@ -170,14 +152,17 @@ class Server:
         async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > MAX_BODY:
-                raise ProviderError(f"{self.where} sent an answer of over {MAX_BODY} bytes")
+                raise ProviderError(f"{self.where}: its answer is over {MAX_BODY} bytes long")
         response._content = bytes(body)  # What the client then takes for read.
         if not response.is_success:
             said = one_line(message_of(body.decode(errors="replace")))
-            raise RefusedError(
-                self.where,
-                response.status_code,
-                said.replace(self.key, "***") if self.key else said,
+            said = (said.replace(self.key, "***") if self.key else said)[:300]
+            status = response.status_code
+            crashed = status == 500 and _CRASH.search(said)
+            raise ProviderError(
+                f"{self.where} answered with HTTP {status}: {said}",
+                transient=status in _TRANSIENT_STATUS or bool(crashed),
+                status=status,
             )
 
     def _provider_error(self, error: Exception, timeout: float) -> ProviderError:

@@ -88,7 +88,10 @@ class TransformersProvider:
     @property
     def max_prompt_tokens(self) -> int:
         if self._context is None:
-            self._context = self._context_by_config()
+            try:
+                self._context = self._context_by_config()
+            except Exception:  # Loading the model will say what is wrong.
+                self._context = self._num_ctx
         return max(self._context - self._num_predict, 0)
 
     def complete(self, request: CompletionRequest) -> Completion:
@@ -103,10 +106,8 @@ class TransformersProvider:
             ProviderError: If not.
         """
         with self._mapped_errors():
-            from transformers import AutoConfig
-
             try:
-                AutoConfig.from_pretrained(self.model, **self._source)
+                self._context_by_config()
             except (OSError, ValueError) as error:
                 raise ProviderError(
                     f"model {self.model!r} cannot be loaded: {first_line(error)}"
@@ -174,12 +175,9 @@ class TransformersProvider:
         }
 
     def _context_by_config(self) -> int:
-        try:
-            from transformers import AutoConfig
+        from transformers import AutoConfig
 
-            return self._context_of(AutoConfig.from_pretrained(self.model, **self._source))
-        except Exception:
-            return self._num_ctx  # Loading the model will say what is wrong.
+        return self._context_of(AutoConfig.from_pretrained(self.model, **self._source))
 
     def _context_of(self, config: Any) -> int:
         n_positions = getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -187,12 +187,12 @@ FAULTS: dict[str, tuple[Reply, str, bool]] = {
     ),
     "a body without end": (
         Fault(body=" " * 2**16, endless=True),
-        f"an answer of over {MAX_BODY} bytes",
+        f"answer is over {MAX_BODY} bytes long",
         False,
     ),
     "a body of 10 MB": (
         whole("calm " * 2_000_000),
-        f"an answer of over {MAX_BODY} bytes",
+        f"answer is over {MAX_BODY} bytes long",
         False,
     ),
     "a body of 10 MB, packed": (

@@ -298,7 +298,7 @@ def test_deadline(fault: Fault) -> None:
 @pytest.mark.parametrize("status", [200, 500])
 def test_body_without_end(status: int) -> None:
     with OpenAIServer([Endless(status, b" " * 2**18)]) as server:
-        with pytest.raises(ProviderError, match="an answer of over 4194304 bytes"):
+        with pytest.raises(ProviderError, match="answer is over 4194304 bytes long"):
             provider_of(server).complete(REQUEST)
 
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
+from optuna_llm_catalyst import ProviderError
 from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers.formats import in_format
 from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.ollama_client import server_of
 from optuna_llm_catalyst.providers.servers import is_loopback
 from optuna_llm_catalyst.providers.servers import message_of
-from optuna_llm_catalyst.providers.servers import RefusedError
 from tests.providers.schemas import PATTERNED
 from tests.providers.schemas import PLAIN
 
@@ -78,12 +78,12 @@ def test_strictest_format_that_is_taken(
         number = ["json_schema", "json_object", "none"].index(reply_format.kind)
         number += bool(number) or "pattern" in reply_format.details
         if number in refused:
-            raise RefusedError("the server", 400, "unknown response_format")
+            raise ProviderError("unknown response_format", status=400)
         return reply_format
 
     try:
         taken, details, number = in_format(request, first, send)
-    except RefusedError:
+    except ProviderError:
         assert sent[-1].kind == "none"
     else:
         assert taken is sent[-1] and number >= first
@@ -112,9 +112,9 @@ def test_refusal_of_a_format_is_known_by_its_words(status: int, said: str, n_sen
 
     def send(reply_format: ReplyFormat, seconds: float) -> None:
         sent.append(reply_format)
-        raise RefusedError("the server", status, said)
+        raise ProviderError(said, status=status)
 
-    with pytest.raises(RefusedError):
+    with pytest.raises(ProviderError):
         in_format(CompletionRequest("Write a prompt.", PLAIN, seed=1), 0, send)
     assert len(sent) == n_sent
 
