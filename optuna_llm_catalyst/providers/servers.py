@@ -96,7 +96,12 @@ class Server:
 
         try:
             return run_within(timeout, run)
+        except ProviderError:
+            raise
         except Exception as error:  # The clients let a dozen kinds of errors through.
+            told = next((e for e in _chain(error) if isinstance(e, ProviderError)), None)
+            if told:  # OpenAI's client wraps what is raised while it reads.
+                raise told from None
             raise self._provider_error(error, timeout) from error
 
     def client_options(self) -> dict[str, Any]:
@@ -147,7 +152,7 @@ class Server:
     async def _read(self, response: Any) -> None:
         """Reads a response's body up to the limit, before the client would read all of it."""
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise ProviderError(f"{self.where} sent a packed answer, which was not asked for")
+            raise ProviderError(f"{self.where} sent a compressed answer, which is not read")
         body = bytearray()
         async for chunk in response.aiter_bytes():
             body += chunk
@@ -167,8 +172,6 @@ class Server:
 
     def _provider_error(self, error: Exception, timeout: float) -> ProviderError:
         chain = list(_chain(error))
-        if told := next((e for e in chain if isinstance(e, ProviderError)), None):
-            return told  # OpenAI's client wraps what is raised while it reads.
         if isinstance(error, TimeoutError):
             return ProviderError(f"{self.where} did not answer within {timeout:.3g} seconds")
         # By their names, as the clients use different versions of httpx.

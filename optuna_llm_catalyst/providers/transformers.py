@@ -21,8 +21,8 @@ from optuna_llm_catalyst.providers.chat_model import TOP_P
 from optuna_llm_catalyst.providers.deadline import waitable
 
 
-#: One loads or writes at a time, of whichever provider: two of optuna's threads that ask at once
-#: shall not load the weights twice. A lock on the provider could not be pickled.
+#: One loads or writes at a time, of whichever provider: two of Optuna's threads must not load the
+#: weights twice. A lock on the provider could not be pickled.
 _TURN = threading.Lock()
 _PROCESS_ENDS = threading.Event()
 _LAST_WAIT_S = 30.0
@@ -30,7 +30,7 @@ _LAST_WAIT_S = 30.0
 
 @atexit.register
 def _stop_writing() -> None:
-    """Ends a reply that nobody waits for: a thread that dies within torch takes all with it."""
+    """Ends a reply that nobody waits for: a thread killed within torch aborts the process."""
     _PROCESS_ENDS.set()
     _TURN.acquire(timeout=_LAST_WAIT_S)
 
@@ -76,7 +76,7 @@ class TransformersProvider:
         self._num_ctx = num_ctx
         self._num_predict = num_predict
         self._temperature = temperature
-        # Without a word on remote code transformers asks the terminal for leave.
+        # Unset, transformers prompts in the terminal whether to run a model's own code.
         self._source = {"local_files_only": local_files_only, "trust_remote_code": False}
         self._context: int | None = None
         self._loaded: ChatModel | None = None
@@ -114,7 +114,7 @@ class TransformersProvider:
                 ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weights are gigabytes: a copy loads its own, if it is ever asked.
+        # Weights are gigabytes: a copy loads its own at its first request.
         return {**self.__dict__, "_loaded": None}
 
     def _complete(self, request: CompletionRequest, deadline: float) -> Completion:

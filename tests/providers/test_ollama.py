@@ -200,7 +200,7 @@ FAULTS: dict[str, tuple[Reply, str, bool]] = {
             body=gzip.compress(json.dumps(whole("calm " * 2_000_000)).encode()),
             headers={"Content-Encoding": "gzip"},
         ),
-        "a packed answer, which was not asked for",
+        "a compressed answer",
         False,
     ),
     "400": (
@@ -269,7 +269,7 @@ FAULTS: dict[str, tuple[Reply, str, bool]] = {
     "invalid UTF-8": (Fault(200, b'{"message": {"content": "\xff\xfe"}}'), UNUSABLE, False),
     "packed, but not really": (
         Fault(200, whole(GOOD), headers={"Content-Encoding": "gzip"}),
-        "a packed answer, which was not asked for",
+        "a compressed answer",
         False,
     ),
     "no message": (Fault(200, {"model": "gemma3:4b", "done": True}), UNUSABLE, False),
