@@ -140,8 +140,8 @@ CASES = {
         "HTTP 500: llama runner",
     ),
     "503": Case(Fault(503, {"error": "server busy"}), "transport", "HTTP 503: server busy"),
-    "error body is a list": Case(Fault(500, ["boom"]), "final", UNUSABLE),
-    "error body is a string": Case(Fault(500, '"boom"'), "final", UNUSABLE),
+    "error body is a list": Case(Fault(500, ["boom"]), "final", "HTTP 500"),
+    "error body is a string": Case(Fault(500, '"boom"'), "final", "HTTP 500: boom"),
     "redirect": Case(Fault(307, headers={"Location": "http://127.0.0.1:1/"}), "final", "HTTP 307"),
     # No chat response.
     "HTML under 200": Case(Fault(200, "<html>Sign in</html>", "text/html"), "final", UNUSABLE),
