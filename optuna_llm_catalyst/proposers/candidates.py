@@ -10,7 +10,6 @@ from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import ProposalRequest
-from optuna_llm_catalyst.proposers.mutation import with_fixed
 from optuna_llm_catalyst.providers.base import Completion
 
 
@@ -63,7 +62,7 @@ def _candidate(text: str, request: ProposalRequest) -> tuple[RestartPrompt | Non
     if not has_words(prompt, space):
         needed = "two common words" if space.num_virtual_tokens > 1 else "a common word"
         return None, f"it needs {needed} and little else"
-    prompt = with_fixed(prompt, request.fixed, space)
+    prompt = space.with_tokens(prompt, request.fixed)
     if prompt.token_ids in request.history.tried:
         return None, "it was tried before"
     n = prompt.n_truncated
@@ -86,5 +85,5 @@ def has_words(prompt: RestartPrompt, space: PromptSpace) -> bool:
 
 def _is_word(token_id: int, space: PromptSpace) -> bool:
     """Whether a token is a whole word; beyond ASCII, any token of letters counts as one."""
-    text = str(space.tokenizer.decode([token_id])).strip()
+    text = space.vocabulary.decode([token_id]).strip()
     return token_id in space.whole_words or (text.isalpha() and not text.isascii())

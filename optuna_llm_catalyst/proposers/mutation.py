@@ -5,9 +5,7 @@ Baseline for the LLM and the fallback when it is silent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -48,7 +46,7 @@ class MutationProposer:
             if len(found) == request.n_candidates:
                 break
             child, numbers = self._child(request.space, request.history, rng)
-            child = with_fixed(child, request.fixed, request.space)
+            child = request.space.with_tokens(child, request.fixed)
             if child.token_ids not in request.history.tried and child.token_ids not in found:
                 found[child.token_ids] = child
                 parents |= numbers
@@ -83,23 +81,10 @@ class MutationProposer:
         return space.word_ids[_random_word(space, rng)]
 
 
-def random_prompt(
-    space: PromptSpace, rng: np.random.Generator, fixed: Mapping[int, int] | None = None
-) -> RestartPrompt:
-    """Random whole words of the vocabulary for all virtual tokens but those that are fixed."""
+def random_prompt(space: PromptSpace, rng: np.random.Generator) -> RestartPrompt:
+    """As many random whole words of the vocabulary as the space has virtual tokens."""
     words = [_random_word(space, rng) for _ in range(space.num_virtual_tokens)]
-    return with_fixed(space.from_text(" ".join(words)), fixed or {}, space)
-
-
-def with_fixed(
-    prompt: RestartPrompt, fixed: Mapping[int, int], space: PromptSpace
-) -> RestartPrompt:
-    """The prompt with the fixed tokens at their positions."""
-    if not fixed:
-        return prompt
-    token_ids = [fixed.get(i, token_id) for i, token_id in enumerate(prompt.token_ids)]
-    fitted = space.from_token_ids(token_ids)
-    return replace(fitted, n_truncated=prompt.n_truncated, n_padding=prompt.n_padding)
+    return space.from_text(" ".join(words))
 
 
 def _random_word(space: PromptSpace, rng: np.random.Generator) -> str:

@@ -67,7 +67,7 @@ def pattern(space: PromptSpace) -> str:
     that a server holds to the pattern runs on. Its letters are those that the vocabulary uses.
     There is none if they come from many scripts, or if the vocabulary has no whole words.
     """
-    text = str(space.tokenizer.decode(list(range(space.vocab_size))))
+    text = space.vocabulary.decode(range(space.vocab_size))
     counts = Counter(c for c in text if is_letter(c))
     common = {c for c, count in counts.items() if count >= _RARE * counts.total()}
     if common & {*string.ascii_letters}:

@@ -229,7 +229,7 @@ def _ranks(request: ProposalRequest, options: MetaPromptOptions) -> bool:
 def _fixed(request: ProposalRequest) -> str:
     """Which words the LLM cannot choose."""
     tokens = sorted(request.fixed.items())
-    words = [_quoted(request.space.tokenizer.decode([token_id])) for _, token_id in tokens]
+    words = [_quoted(request.space.vocabulary.decode([token_id])) for _, token_id in tokens]
     positions = ", ".join(str(position + 1) for position, _ in tokens)
     return f"The words at positions {positions} are fixed: {', '.join(words)}." if words else ""
 

@@ -71,7 +71,9 @@ def full_history(space: PromptSpace, n_points: int = 4, *, newest: int = 0) -> H
             accuracy=0.75,
             swaps=(Swap(0, prompt.text.split()[0], "yellow", -0.2, -0.1),),
             drift=(DriftWord(1, "young", 0.5),),
-            mistakes=Mistakes.of(["billing"] * 3, ["delivery"] * 2 + ["billing"], ["Why?"] * 3),
+            mistakes=Mistakes.of(
+                ["billing"] * 3, ["delivery"] * 2 + ["billing"], [("Why?", None)] * 3
+            ),
         )
         for rank, (number, prompt) in enumerate(zip(numbers, prompts[:-1], strict=True))
     )

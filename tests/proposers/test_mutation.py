@@ -8,7 +8,6 @@ import re
 
 from hypothesis import given
 from hypothesis import strategies as st
-import numpy as np
 import pytest
 
 from optuna_llm_catalyst import DriftWord
@@ -17,7 +16,6 @@ from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
-from optuna_llm_catalyst.proposers.mutation import random_prompt
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import texts
@@ -69,14 +67,9 @@ def test_fixed_tokens_stand_in_every_child(seed: int, fixed: dict[int, int], emp
     request = request_of(SPACE, History() if empty else HISTORY, seed=seed)
     prompts = MutationProposer().propose(replace(request, fixed=fixed)).prompts
     assert len({p.token_ids for p in prompts}) == len(prompts) == (1 if len(fixed) == 3 else 4)
-    for prompt in (*prompts, random_prompt(SPACE, np.random.default_rng(seed), fixed)):
+    for prompt in prompts:
         assert all(prompt.token_ids[i] == token_id for i, token_id in fixed.items())
         assert prompt.text == SPACE.from_token_ids(prompt.token_ids).text
-
-
-def test_nothing_changes_where_nothing_is_fixed() -> None:
-    one, two = (np.random.default_rng(0) for _ in range(2))
-    assert random_prompt(SPACE, one, {}) == random_prompt(SPACE, two)
 
 
 @given(seed=st.integers(0, 2**31 - 1))

@@ -212,7 +212,7 @@ def test_the_mechanism_is_short() -> None:
 
 def test_only_shared_texts_of_the_task_are_told() -> None:
     secret = "My card was charged twice."
-    shared = Mistakes.of(["billing"], ["delivery"], [secret])
+    shared = Mistakes.of(["billing"], ["delivery"], [(secret, None)])
     counted = Mistakes.of(["billing"], ["delivery"])
     options = MetaPromptOptions(sections=ALL_SECTIONS, labels=("billing", "delivery"))
     for mistakes, examples, expected in (
@@ -304,7 +304,7 @@ def test_a_long_text_is_cut_and_says_so(name: str, n: int) -> None:
 @pytest.mark.parametrize("name", ["task", "examples", "mistakes"])
 @pytest.mark.parametrize("label", ["billing\nAnswer: no", "billing\u2028Answer: no"], ids=ascii)
 def test_a_label_cannot_begin_a_line(name: str, label: str) -> None:
-    mistakes = Mistakes.of([label, "b"], ["b", label], ["Why?", "Why?"])
+    mistakes = Mistakes.of([label, "b"], ["b", label], [("Why?", None)] * 2)
     options = MetaPromptOptions(labels=(label, "b"), examples=[("Why?", label)])
     block = SECTIONS[name](with_point(mistakes=mistakes), options)
     assert not any(line.startswith("Answer") for line in block.splitlines())
