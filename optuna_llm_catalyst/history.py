@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
-import math
 from operator import itemgetter
 from typing import Any
 from typing import Literal
@@ -154,7 +153,7 @@ def from_study(
                 proposals.append(PastProposal(trial.number, succeeded))
             if trial.state in _UNFINISHED:
                 flying.append(trial)
-        # What is no prompt failed before it had one, or is a trial of something else.
+        # A trial without a prompt failed before it had one, or is of something else.
         token_ids = token_ids_of(trial.params)
         if trial.state in _FINISHED:
             last = trial
@@ -163,7 +162,7 @@ def from_study(
             tried.append(token_ids)
             value = _value(trial, minimize)
             # A refined stage did not start from its words: it says nothing about them.
-            if value == value and trial.user_attrs.get("origin") != "refine":
+            if value is not None and trial.user_attrs.get("origin") != "refine":
                 valued.append(trial)
                 outcomes.append(Outcome(trial.number, token_ids, value))
         elif trial.state == TrialState.FAIL and token_ids is not None:
@@ -227,13 +226,14 @@ def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
             )
 
 
-def _value(trial: FrozenTrial, minimize: bool) -> float:
+def _value(trial: FrozenTrial, minimize: bool) -> float | None:
     """A trial's value; of a pruned one the best that it reported, as Optuna keeps the last."""
     if trial.state == TrialState.PRUNED:
-        reported = [v for v in trial.intermediate_values.values() if not math.isnan(v)]
+        reported = [v for v in trial.intermediate_values.values() if v == v]  # No NaN.
         if reported:
             return min(reported) if minimize else max(reported)
-    return math.nan if trial.value is None else trial.value
+    value = trial.value
+    return value if value == value else None
 
 
 def _token_ids_getter(space: PromptSpace) -> Callable[[Mapping[str, Any]], TokenIds | None]:

@@ -302,7 +302,7 @@ def test_missing_chat_model(tune: Cli, name: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("kind", ["ollama:gemma3:4b", "openai:qwen3-4b"])
 def test_server_mistake_shows_no_credentials(tune: Cli, kind: str) -> None:
     page = Fault(404, "<html>\n<body>\x1b[2J Not here.\n</html>", "text/html")
-    with OllamaServer(faults={"/api/tags": page, "/v1/models": page}) as web:
+    with OllamaServer(faults={"/api/show": page, "/v1/models": page}) as web:
         url = web.url.replace("//", "//joe:secret@")
         result = tune("--llm", kind, "--llm-url", f"{url}/v1" if "openai" in kind else url)
     assert result.code == 2
