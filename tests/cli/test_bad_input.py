@@ -92,7 +92,7 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
     "33 learning rate": (_nothing, (*TUNE, "--lr", "1e300"), "'--lr'"),
     "33 device": (_nothing, (*TUNE, "--device", "meta"), "--device 'meta' cannot be used"),
     "33 bytes": (_nothing, (*TUNE, "--startup-prompt", "\udcff"), "--startup-prompt must be UTF"),
-    "34 data": (_nothing, ("tune", LONG), "ame too long"),
+    "34 data": (_nothing, ("tune", LONG), "no such folder"),
     "34 artifacts": (_nothing, (*TUNE, "--artifacts", LONG), "ame too long"),
     "34 storage": (_nothing, (*TUNE, "--storage", f"{LONG}.log"), "ame too long"),
     "34 show": (_nothing, ("show", "--storage", f"sqlite:///{LONG}"), "there is no file"),
