@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 import os
-import re
 
 from optuna_llm_catalyst.cli.errors import user_input
 from optuna_llm_catalyst.cli.errors import UserError
@@ -24,8 +23,6 @@ _GET_OLLAMA = (
     f"For LLM restarts install Ollama (https://ollama.com), run `ollama pull {DEFAULT_MODEL}`, "
     "and repeat this command."
 )
-#: Models that answer with vectors; a server lists them beside those that chat.
-_EMBEDDING = re.compile(r"embed|minilm|\bbge\b|rerank", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,16 +70,15 @@ def choose_llm(options: LLMOptions, *, device: str = "auto") -> ChosenLLM:
 
 
 def _auto(options: LLMOptions) -> ChosenLLM:
-    """Ollama's default model, or else the first installed one that chats."""
+    """Ollama's default model, or else the newest installed one that chats."""
     try:
         return _ollama(DEFAULT_MODEL, options)
     except ProviderError:
-        server = OllamaProvider(host=options.llm_url or None)
-        chats = [name for name in server.models() if not _EMBEDDING.search(name)]
-        if not chats:
+        other = OllamaProvider(host=options.llm_url or None).installed_chat_model()
+        if other is None:
             raise
-    why = f"{DEFAULT_MODEL} is not installed, this model is"
-    return _ollama(chats[0], options, why=f"; {why}")
+    why = f"; {DEFAULT_MODEL} is not installed, of the chat models there this one is the newest"
+    return _ollama(other, options, why=why)
 
 
 def _ollama(name: str, options: LLMOptions, *, why: str = "") -> ChosenLLM:
@@ -103,8 +99,7 @@ def _openai(name: str, options: LLMOptions) -> ChosenLLM:
         num_ctx=options.num_ctx,
     )
     openai.check()
-    why = "" if openai.model == name else "; it is the one model that it serves"
-    return _proposed_by(openai, f"the server at {openai.base_url}{why}")
+    return _proposed_by(openai, openai.note or f"the server at {openai.base_url}")
 
 
 def _proposed_by(provider: Provider, where: str) -> ChosenLLM:

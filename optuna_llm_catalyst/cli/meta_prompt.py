@@ -65,10 +65,12 @@ def run(options: MetaPromptCommand) -> int:
         check_sections(sections)
     if sections:
         setup = replace(setup, options=replace(setup.options, sections=sections))
+    request = _request(study, setup)
+    # There is a next stage, of which this command speaks.
+    n_stages = max(setup.options.n_stages or 0, request.history.n_finished + 1)
+    told = replace(setup.options, n_stages=n_stages)
     try:
-        built = meta_prompt.build(
-            _request(study, setup), setup.options, max_tokens=setup.max_tokens
-        )
+        built = meta_prompt.build(request, told, max_tokens=setup.max_tokens)
     except BudgetError as error:
         raise UserError(str(error)) from error
     if options.json:
@@ -99,4 +101,6 @@ def _request(study: optuna.Study, setup: MetaPromptSetup) -> ProposalRequest:
     space = PromptSpace(load_tokenizer(setup.model), setup.num_virtual_tokens)
     number = len(records.all_trials(study))
     past = history.from_study(study, space, top_k=setup.top_k)
-    return ProposalRequest(space, past, setup.n_candidates, seed=0, trial_number=number)
+    return ProposalRequest(
+        space, past, setup.n_candidates, seed=0, trial_number=number, screened=True
+    )

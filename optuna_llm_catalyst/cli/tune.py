@@ -68,7 +68,8 @@ def run(options: TuneOptions) -> int:
     study = open_study(options.storage, options.study_name)
     with storage_errors(options.storage, study):
         resumed = _resume(study, objective, options, model)
-        told = _told(options, task)
+        n_finished = sum(trial.state in FINISHED for trial in records.all_trials(study))
+        told = _told(options, task, model.mechanism, n_finished + options.stages)
         with user_input():
             proposer = (
                 LLMProposer(llm.provider, **vars(told), timeout=options.llm_timeout)
@@ -167,13 +168,16 @@ def _model_and_objective(
     return model, objective
 
 
-def _told(options: TuneOptions, task: Task) -> MetaPromptOptions:
+def _told(options: TuneOptions, task: Task, mechanism: str, n_stages: int) -> MetaPromptOptions:
     """What an LLM is told beside the history."""
     described = options.task_description or task.description
     return MetaPromptOptions(
         task_description=described or f"Classify texts ({task.name}).",
         labels=task.labels,
         examples=_examples(task) if options.share_examples else (),
+        mechanism=mechanism,
+        n_validation=len(task.validation),
+        n_stages=n_stages,
         sections=names(options.sections),
     )
 

@@ -279,6 +279,22 @@ def test_openai_needs_a_url(tune: Cli) -> None:
     assert "--llm-url http" in result.err
 
 
+def test_openai_takes_the_only_model(tune: Cli) -> None:
+    with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
+        for name in ("openai", "openai:", "openai:other"):
+            result = tune("--stages", 0, "--llm", name, "--llm-url", served.url)
+            assert result.code == 0, result.err
+            assert f"proposed by {served.models[0]} (" in result.err
+
+
+def test_llm_is_told_what_the_figures_rest_on(tune: Cli, server: OllamaServer) -> None:
+    tune("--stages", 5)
+    first, second = (chat["messages"][0]["content"] for chat in server.chats)
+    assert "18 validation examples" in first
+    assert "<prompt> <label>" in first
+    assert first != second
+
+
 def test_openai_server_proposes(tune: Cli) -> None:
     with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
         url = served.url.replace("//", "//joe:secret@")
