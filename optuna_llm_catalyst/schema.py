@@ -38,6 +38,7 @@ _NAMES: dict[Any, str] = {
     tuple: "a list",
     dict: "an object",
 }
+_REFUSED = "is refused: "
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 80
 
@@ -50,7 +51,7 @@ class SchemaError(ValueError):
     """A JSON value is not of the type that was expected; the message names the place."""
 
     def __init__(self, problem: str, place: str = "") -> None:
-        super().__init__(f'"{place}" {problem}' if place else problem)
+        super().__init__(f'"{place}" {problem}' if place else problem.removeprefix(_REFUSED))
         self.problem = problem
         self.place = place
 
@@ -144,7 +145,7 @@ def _dataclass(kind: Any, value: Any) -> Any:
     try:
         return kind(**found)
     except ValueError as error:  # From a check of its own.
-        raise SchemaError(f"is refused: {error}") from error
+        raise SchemaError(f"{_REFUSED}{error}") from error
 
 
 def _sequence(kind: Any, args: tuple[Any, ...], value: Any) -> Any:
