@@ -25,11 +25,15 @@ class ProviderError(CatalystError):
     Args:
         message: What happened, in one sentence.
         transient: Whether the same request may succeed a little later.
+        status: The HTTP status of a server's error.
     """
 
-    def __init__(self, message: str, *, transient: bool = False) -> None:
+    def __init__(
+        self, message: str, *, transient: bool = False, status: int | None = None
+    ) -> None:
         super().__init__(message)
         self.transient = transient
+        self.status = status
 
 
 class InvalidReplyError(CatalystError):

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler
 from http.server import ThreadingHTTPServer
 import json
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -80,8 +81,11 @@ class OllamaServer:
     Args:
         replies: One for each chat request, in their order, or a function of the decoded request.
         models: Names of the models it has, with their tags.
+        capabilities: What a model can do, where that is not ``["completion"]``; None for a server
+            that does not tell.
         faults: What a path answers instead, as in ``{"/api/tags": Fault(500)}``.
         context_length: What a loaded model really got; default: what its last chat asked for.
+        trained: The context length that the models were trained for.
         port: Where it listens; default: any free port.
 
     Attributes:
@@ -102,12 +106,16 @@ class OllamaServer:
         models: Sequence[str] = DEFAULT_MODELS,
         faults: Mapping[str, Fault] | None = None,
         context_length: int | None = None,
+        capabilities: Mapping[str, Sequence[str] | None] | None = None,
+        trained: int = 131_072,
         port: int = 0,
     ) -> None:
         self.replies = replies
         self.models = tuple(models)
         self.faults = dict(faults or {})
         self.context_length = context_length
+        self.capabilities = dict(capabilities or {})
+        self.trained = trained
         self.requests: list[Request] = []
         self.closing = threading.Event()
         self._lock = threading.Lock()
@@ -126,6 +134,12 @@ class OllamaServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Takes only TLS connections from now on."""
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
 
     @property
     def chats(self) -> list[dict[str, Any]]:
@@ -170,8 +184,10 @@ class OllamaServer:
         route = routes.get((request.method, request.path))
         return route(request.body) if route else Fault(404, "404 page not found", "text/plain")
 
-    def _has(self, model: str) -> bool:
-        return model in self.models or f"{model}:latest" in self.models
+    def _resolved(self, model: str) -> str | None:
+        """The model of a name: in any case, and with the registry's name before it or not."""
+        name = model.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+        return next((m for m in self.models if m in (name, f"{name}:latest")), None)
 
     def _listed(self, model: str) -> dict[str, Any]:
         return {
@@ -197,24 +213,31 @@ class OllamaServer:
         ]
 
     def _show(self, body: dict[str, Any]) -> Fault | dict[str, Any]:
-        if not self._has(body["model"]):
+        name = self._resolved(body["model"])
+        if name is None:
             return Fault(404, {"error": f"model '{body['model']}' not found"})
+        capabilities = self.capabilities.get(name, ["completion"])
         return {
             "modelfile": f"FROM {body['model']}",
             "parameters": "",
             "template": "{{ .Prompt }}",
-            "details": _DETAILS,
-            "model_info": {"general.architecture": "gemma3", "gemma3.context_length": 131072},
-            "capabilities": ["completion"],
+            "details": {**_DETAILS, "family": "bert" if "embed" in name else "gemma3"},
+            "model_info": {
+                "general.architecture": "gemma3",
+                "gemma3.context_length": self.trained,
+            },
             "modified_at": _CREATED_AT,
+            **({} if capabilities is None else {"capabilities": capabilities}),
         }
 
     def _chat(self, body: dict[str, Any]) -> Fault | dict[str, Any]:
-        if not self._has(body["model"]):
+        name = self._resolved(body["model"])
+        if name is None:
             return Fault(404, {"error": f"model '{body['model']}' not found"})
-        name = body["model"] if body["model"] in self.models else f"{body['model']}:latest"
         with self._lock:
             self._loaded[name] = body["options"]["num_ctx"]
+            if body["keep_alive"] == 0:
+                del self._loaded[name]
         reply = self._next_reply(body)
         if isinstance(reply, Fault):
             return reply

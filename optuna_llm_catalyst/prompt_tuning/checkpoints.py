@@ -167,7 +167,7 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
         trained = TrainedPrompt(Prompt(KINDS[metadata.kind], tensors), metadata.facts)
         shape = tuple(trained.prompt.words().shape)
-    except (KeyError, ValueError, RecursionError, AttributeError, StopIteration) as error:
+    except (KeyError, ValueError, RecursionError, StopIteration) as error:
         raise CheckpointError(f"{not_ours}: {first_line(error)}.") from error
     if metadata.format != _FORMAT:
         raise CheckpointError(f"{not_ours}: it has format {metadata.format!r}.")
@@ -260,8 +260,10 @@ def _check(
 ) -> None:
     """Raises if an artifact is not the one that the trial made."""
     known = records.load(trial, _RECORD, _Artifact)
-    if known and known.artifact_id == artifact_id and known.sha256 != checksum:
-        raise CheckpointError(f"{name} has been changed: its checksum is another.")
+    if known not in (None, _Artifact(artifact_id, checksum)):
+        raise CheckpointError(
+            f"{name} is not the one that the trial stored: its id or its checksum is another."
+        )
     names = sorted(key for key in trial.params if key.startswith("prompt["))
     token_ids = tuple(trial.params[key] for key in names)
     if token_ids != trained.facts.token_ids:

@@ -35,8 +35,10 @@ from optuna_llm_catalyst.prompt_tuning.projection import Metric
 from optuna_llm_catalyst.prompt_tuning.projection import Projector
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
 from optuna_llm_catalyst.prompt_tuning.projection import WordTable
+from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
+from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
 from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stage_records import Refinement
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
@@ -329,6 +331,16 @@ class PromptTuningObjective:
                 f"{facts.fingerprint}), this model is {self._model.name!r} "
                 f"({self._model.fingerprint})."
             )
+        # Task models on one encoder, with one fingerprint, take prompts in different places.
+        start = trained.prompt.kind.start(
+            self._model.embed([facts.token_ids]), self._model.placement
+        )
+        found, expected = _shapes(trained.prompt.tensors), _shapes(start)
+        if found != expected:
+            raise CheckpointError(
+                f"the prompt has the tensors {found}, {type(self._model).__name__} takes "
+                f"{expected}: use the task model that it was trained with."
+            )
         return trained.prompt.map(lambda tensor: tensor.to(self._model.device))
 
     def _table_with(self, token_ids: Sequence[int]) -> WordTable:
@@ -344,6 +356,15 @@ class PromptTuningObjective:
     @cached_property
     def _test(self) -> Split:
         return self._model.encode(self.task.test)
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    """The shapes of a prompt's tensors, without those of a head."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in tensors.items()
+        if not name.startswith(HEAD_PREFIX)
+    }
 
 
 def _check_parts(model: TaskModel, task: Task, space: PromptSpace) -> None:

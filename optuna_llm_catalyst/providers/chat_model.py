@@ -1,8 +1,7 @@
 """A Hugging Face chat model and the tokens it writes, without a trace in torch's random numbers.
 
-A training loop in the same process has the numbers that it would have without it: sampling has a
-generator of its own. Gumbel noise is added to the logits and the largest one is taken, which is a
-sample of their distribution, instead of drawing from the generators that all threads share.
+A training loop in the same process draws the numbers that it would have drawn without it: tokens
+are sampled with a generator of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 import threading
 import time
 from typing import Any
+from typing import NamedTuple
 from typing import TYPE_CHECKING
 
 from optuna_llm_catalyst.exceptions import first_line
@@ -22,26 +22,18 @@ from optuna_llm_catalyst.exceptions import ProviderError
 if TYPE_CHECKING:
     import torch
 
-#: Of the unlikely tokens, of which a large vocabulary has many, none is sampled.
+#: Only the likeliest tokens are sampled, as a large vocabulary has many unlikely ones.
 TOP_K = 40
 TOP_P = 0.9
 
 
-@dataclass(frozen=True)
-class Written:
-    """What a model wrote.
-
-    Attributes:
-        text: Without the tokens that end a reply and the like.
-        n_tokens: With them.
-        is_ended: Whether the model came to an end by itself.
-        is_late: Whether the deadline came first.
-    """
+class Written(NamedTuple):
+    """What a model wrote, without special tokens."""
 
     text: str
-    n_tokens: int
-    is_ended: bool
-    is_late: bool
+    n_tokens: int  # Special tokens included.
+    is_ended: bool  # By the model itself.
+    is_late: bool  # The deadline came first.
 
 
 @dataclass(frozen=True)
@@ -147,7 +139,7 @@ def load_chat_model(name: str, *, device: str, dtype: str, **source: Any) -> Cha
             tokenizer = AutoTokenizer.from_pretrained(name, **source)
             model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **source)
         model.to(_best_device() if device == "auto" else device)
-    except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
+    except Exception as error:  # Broken files raise many kinds of errors.
         raise ProviderError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise ProviderError(f"model {name!r} has no chat template: take a chat (instruct) model")
@@ -156,7 +148,7 @@ def load_chat_model(name: str, *, device: str, dtype: str, **source: Any) -> Cha
 
 
 class _Sampling:
-    """Turns logits so that the largest of them is a sample: a processor for ``generate``."""
+    """Draws a token and rules all others out: a processor of logits for ``generate``."""
 
     def __init__(self, seed: int, temperature: float) -> None:
         import torch
@@ -164,7 +156,7 @@ class _Sampling:
         from transformers import TopKLogitsWarper
         from transformers import TopPLogitsWarper
 
-        # On the CPU: the same seed is the same noise on every device.
+        # On the CPU: the same seed is the same numbers on every device.
         self._generator = torch.Generator().manual_seed(seed)
         self._warpers = (
             TemperatureLogitsWarper(float(temperature)),
@@ -177,11 +169,9 @@ class _Sampling:
 
         for warper in self._warpers:
             scores = warper(input_ids, scores)
-        waits = torch.empty(scores.shape).exponential_(generator=self._generator)
-        # Minus the logarithm of exponential noise is Gumbel noise; it shall not be infinite, as
-        # tokens that are ruled out are so by an infinity.
-        noise = -waits.clamp_min(torch.finfo(waits.dtype).tiny).log()
-        return scores + noise.to(scores.device)
+        likely = scores.float().softmax(dim=-1).cpu()
+        drawn = torch.multinomial(likely, 1, generator=self._generator)
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn.to(scores.device), 0.0)
 
 
 class _Deadline:

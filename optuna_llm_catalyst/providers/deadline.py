@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from collections.abc import Coroutine
 from concurrent.futures import TimeoutError as FutureTimeoutError
+import threading
 from typing import Any
 from typing import TypeVar
 
@@ -20,6 +21,11 @@ from optuna_llm_catalyst import background
 T = TypeVar("T")
 #: What a cancelled coroutine may take to clean up before it is left to itself.
 _GRACE_S = 2.0
+
+
+def waitable(seconds: float) -> float:
+    """The nearest number of seconds that a thread can wait for: not negative, nor centuries."""
+    return min(max(seconds, 0.0), threading.TIMEOUT_MAX / 2)
 
 
 def run_within(seconds: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -35,11 +41,13 @@ def run_within(seconds: float, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         TimeoutError: If it took longer.
     """
 
+    limit = waitable(seconds)
+
     async def bounded() -> T:
-        return await asyncio.wait_for(work(), max(seconds, 0.0))
+        return await asyncio.wait_for(work(), limit)
 
     try:
-        return background.start(lambda: asyncio.run(bounded())).result(seconds + _GRACE_S)
+        return background.start(lambda: asyncio.run(bounded())).result(limit + _GRACE_S)
     # Python 3.10 has three classes of this name.
     except (asyncio.TimeoutError, FutureTimeoutError) as error:
         raise TimeoutError(f"not done within {seconds:g} seconds") from error

@@ -1,35 +1,52 @@
 """A local LLM behind an Ollama server.
 
-Met here, as servers really behave: a prompt that is too long is cut in silence, a reply that
-broke off comes as HTTP 200, and a model that thinks may leave its answer among its thoughts.
+A server cuts a prompt that is too long without saying so, answers with HTTP 200 when a reply broke
+off, and may return the answer of a model that thinks among its thoughts. All three are noticed.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
+import difflib
 import os
-import time
+import re
 from typing import Any
 from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
-from optuna_llm_catalyst.providers.ollama_connection import OllamaConnection
+from optuna_llm_catalyst.providers.formats import in_format
+from optuna_llm_catalyst.providers.formats import ReplyFormat
+from optuna_llm_catalyst.providers.ollama_client import context_of
+from optuna_llm_catalyst.providers.ollama_client import digest_of
+from optuna_llm_catalyst.providers.ollama_client import digests
+from optuna_llm_catalyst.providers.ollama_client import first_chat_model
+from optuna_llm_catalyst.providers.ollama_client import run
+from optuna_llm_catalyst.providers.ollama_client import server_of
+from optuna_llm_catalyst.providers.ollama_client import trained_context_of
+from optuna_llm_catalyst.providers.ollama_client import Work
+from optuna_llm_catalyst.providers.servers import cut_reply
+from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
 
 
 if TYPE_CHECKING:
     import ollama
 
+T = TypeVar("T")
 DEFAULT_MODEL = "gemma3:4b"
 DEFAULT_NUM_CTX = 8192
 _DEFAULT_URL = "http://127.0.0.1:11434"
-#: For questions that need no model.
-_METADATA_TIMEOUT_S = 10.0
 #: How far from half the context the server's count of a prompt that it cut may lie.
 _CUT_SLACK = 4
+#: A duration as Go reads it.
+_DURATION = re.compile(r"[+-]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
+_MAX_NAMED = 10
 
 
 class OllamaProvider:
@@ -46,8 +63,8 @@ class OllamaProvider:
         temperature: Sampling temperature.
         think: Whether models that can think before answering should; or how much, as
             ``"low"``, for models that know levels.
-        keep_alive: How long the server keeps the model loaded between two requests; longer than
-            a stage, or every proposal waits for the model to load.
+        keep_alive: How long the server keeps the model loaded between two requests, in seconds
+            or as ``"30m"``; longer than a stage, or every proposal waits for the model to load.
     """
 
     def __init__(
@@ -63,15 +80,23 @@ class OllamaProvider:
     ) -> None:
         if not model:
             raise ValueError("`model` must name a model, as in `gemma3:4b`, got an empty string.")
+        if isinstance(keep_alive, str) and not _DURATION.fullmatch(keep_alive):
+            raise ValueError(
+                '`keep_alive` must be a number of seconds or a duration as in "30m", got '
+                f"{keep_alive!r}; the number -1 keeps the model loaded."
+            )
         check_limits(num_ctx, num_predict, temperature)
         named = host or os.environ.get("OLLAMA_HOST")
         self.model = model
-        self._connection = OllamaConnection(named or _DEFAULT_URL, sends_key=bool(named))
+        self._server = server_of(named or _DEFAULT_URL)
+        self._sends_key = bool(named)
         self._num_ctx = num_ctx
         self._num_predict = num_predict
         self._temperature = temperature
         self._think = think
         self._keep_alive = keep_alive
+        # Learnt from the server's answers, and learnt again if it is lost.
+        self._format = 0
 
     @property
     def name(self) -> str:
@@ -80,27 +105,31 @@ class OllamaProvider:
     @property
     def host(self) -> str:
         """The server's URL, without credentials."""
-        return self._connection.host
+        return self._server.host
 
     @property
     def max_prompt_tokens(self) -> int:
         return self._num_ctx - self._num_predict
 
     def complete(self, request: CompletionRequest) -> Completion:
-        started = time.monotonic()
+        limit = min(self._num_predict, request.max_tokens or self._num_predict)
         options = {
             "num_ctx": self._num_ctx,
-            "num_predict": self._num_predict,
+            "num_predict": limit,
             "temperature": self._temperature,
             "seed": request.seed,
         }
-        response = self._chat(request, options)
-        facts = self._facts(request.timeout - (time.monotonic() - started))
+        (response, facts), told, self._format = in_format(
+            request,
+            self._format,
+            lambda form, seconds: self._chat(request.prompt, options, form, seconds),
+        )
         self._check_prompt(request.prompt, response.prompt_eval_count, facts["context_length"])
         content, thoughts = response.message.content or "", response.message.thinking or ""
         text = content if content.strip() else thoughts
         details = {
             **facts,
+            **told,
             "options": options,
             "done_reason": response.done_reason,
             "prompt_tokens": response.prompt_eval_count,
@@ -109,26 +138,33 @@ class OllamaProvider:
         }
         if text.strip() and text is thoughts:
             details["reply_from"] = "thinking"
-        return Completion(
-            text, response.model or self.model, self._problem(response, text), details
-        )
+        problem = self._problem(response, text, limit)
+        return Completion(text, response.model or self.model, problem, details)
 
     def models(self) -> dict[str, str]:
-        """The server's models: name to digest.
+        """The server's models, the newest first: name to digest.
 
         Raises:
             ProviderError: If no server answers.
         """
-        return self._connection.run(_digests, _METADATA_TIMEOUT_S)
+        return self._run(digests)
 
     def check(self) -> None:
-        """Checks that the server answers and has the model.
+        """Checks that the server answers and has the model, under whatever name it takes.
 
         Raises:
             ProviderError: If not; the message says what to do.
         """
-        if _tagged(self.model) not in self.models():
-            raise ProviderError(self._connection.missing_model(self.model))
+        self._run(lambda client: client.show(self.model))
+
+    def installed_chat_model(self) -> str | None:
+        """The newest model of the server that can chat and runs there; None if there is none.
+
+        Raises:
+            ProviderError: If no server answers.
+        """
+
+        return self._run(first_chat_model)
 
     def model_context_length(self) -> int | None:
         """The context length that the model was trained for; None if the server does not tell.
@@ -136,13 +172,7 @@ class OllamaProvider:
         Raises:
             ProviderError: If the server does not answer or has no such model.
         """
-
-        async def ask(client: ollama.AsyncClient) -> int | None:
-            info = (await client.show(self.model)).modelinfo or {}
-            length = info.get(f"{info.get('general.architecture')}.context_length")
-            return length if isinstance(length, int) else None
-
-        return self._connection.run(ask, _METADATA_TIMEOUT_S)
+        return self._run(lambda client: trained_context_of(client, self.model))
 
     def server_version(self) -> str:
         """The server's version.
@@ -151,48 +181,68 @@ class OllamaProvider:
             ProviderError: If no Ollama server answers.
         """
 
-        async def ask(client: ollama.AsyncClient) -> str:
+        async def version(client: ollama.AsyncClient) -> str:
             # The client has no method for it.
-            response = await client._client.get("/api/version")
-            return str(response.raise_for_status().json()["version"])
+            return str((await client._client.get("/api/version")).json()["version"])
 
-        return self._connection.run(ask, _METADATA_TIMEOUT_S)
+        return self._run(version)
 
-    def _chat(self, request: CompletionRequest, options: dict[str, Any]) -> ollama.ChatResponse:
-        async def ask(client: ollama.AsyncClient) -> ollama.ChatResponse:
-            return await client.chat(
+    def _run(self, work: Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
+        try:
+            return run(self._server, work, timeout, sends_key=self._sends_key)
+        except ProviderError as error:
+            # Another server on that port also says "not found", of its own pages.
+            if error.status == 404 and re.search("model .* not found", str(error)):
+                raise ProviderError(self._missing()) from error
+            raise
+
+    def _missing(self) -> str:
+        try:
+            names = list(self.models())
+        except ProviderError:
+            names = []
+        near = difflib.get_close_matches(self.model, names, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        more = ", …" if len(names) > _MAX_NAMED else ""
+        listed = ", ".join(map(repr, names[:_MAX_NAMED])) or "no model"
+        return (
+            f"{self._server.where} has no model {self.model!r}{hint}: get it with "
+            f"`ollama pull {self.model}`; installed: {listed}{more}"
+        )
+
+    def _chat(
+        self, prompt: str, options: dict[str, Any], form: ReplyFormat, timeout: float
+    ) -> tuple[Any, dict[str, Any]]:
+        """A response, and the model's digest and context; None where the server tells none."""
+        responses: list[ollama.ChatResponse] = []
+        facts: dict[str, Any] = {"digest": None, "context_length": None}
+
+        async def learn(name: str, fact: Coroutine[Any, Any, Any]) -> None:
+            with suppress(Exception):  # A reply without its facts is still a reply.
+                facts[name] = await asyncio.wait_for(fact, METADATA_TIMEOUT_S)
+
+        async def work(client: ollama.AsyncClient) -> None:
+            response = await client.chat(
                 self.model,
-                messages=[{"role": "user", "content": request.prompt}],
+                messages=[{"role": "user", "content": prompt}],
                 stream=False,
-                format=dict(request.schema),
+                format="json" if form.kind == "json_object" else form.schema,
                 options=options,
                 think=self._think,
                 keep_alive=self._keep_alive,
             )
+            responses.append(response)
+            await learn("context_length", context_of(client, self.model, self._num_ctx))
+            await learn("digest", digest_of(client, self.model))
 
-        return self._connection.run(ask, request.timeout)
+        try:
+            self._run(work, timeout)
+        except ProviderError:
+            if not responses:
+                raise
+        return responses[0], facts
 
-    def _facts(self, seconds: float) -> dict[str, Any]:
-        """The model's digest, and the context really allocated; None where it is not told.
-
-        A reply without them is still a reply.
-        """
-        facts: dict[str, Any] = {"digest": None, "context_length": None}
-
-        async def ask_context(client: ollama.AsyncClient) -> None:
-            loaded = {m.model: m.context_length for m in (await client.ps()).models}
-            facts["context_length"] = loaded.get(_tagged(self.model))
-
-        async def ask_digest(client: ollama.AsyncClient) -> None:
-            facts["digest"] = (await _digests(client)).get(_tagged(self.model))
-
-        deadline = time.monotonic() + min(seconds, _METADATA_TIMEOUT_S)
-        for question in (ask_context, ask_digest):
-            with suppress(ProviderError):
-                self._connection.run(question, deadline - time.monotonic())
-        return facts
-
-    def _problem(self, response: ollama.ChatResponse, text: str) -> str:
+    def _problem(self, response: ollama.ChatResponse, text: str, limit: int) -> str:
         """What the server itself says against its reply.
 
         A server that gives up half way answers with HTTP 200 and without ``done``.
@@ -200,44 +250,29 @@ class OllamaProvider:
         reason = response.done_reason
         if reason in ("load", "unload"):
             raise ProviderError(
-                f"Ollama at {self.host} did not answer: it only {reason}ed {self.model!r}",
+                f"{self._server.where} did not answer: it only {reason}ed {self.model!r}",
                 transient=True,
             )
         if reason == "length":
-            limit = f"num_predict={self._num_predict} tokens"
-            if not text.strip():
-                # Another seed fares no better: the model thinks longer than it may.
-                raise ProviderError(
-                    f"{self.name} used up {limit} without an answer: raise `num_predict`"
-                )
-            return f"it was cut at {limit}"
+            may_grow = limit < self._num_predict
+            return cut_reply(self.name, text, f"num_predict={limit} tokens", may_grow=may_grow)
         if not response.done:
             return "it broke off"
         return "" if reason in (None, "stop") else f"it ended with {reason!r}"
 
     def _check_prompt(self, prompt: str, counted: int | None, allocated: int | None) -> None:
-        """Raises if the server cut the prompt, which it does in silence.
+        """Raises if the server cut the prompt.
 
         Of a prompt that does not fit servers keep the end: about half a context of it or, old
         ones, a context less one. The context is what was really allocated: a model that was
-        trained for less gets less than was asked for.
+        trained for less gets less than was requested.
         """
         context = allocated or self._num_ctx
         read, sent = counted or 0, estimated_tokens(prompt)
         half = abs(read - (context // 2 + 2)) <= _CUT_SLACK
         if read >= context - 1 or (half and sent > context):
             raise ProviderError(
-                f"Ollama at {self.host} cut the prompt: of about {sent} tokens it read {read}, "
+                f"{self._server.where} cut the prompt: of about {sent} tokens it read {read}, "
                 f"in a context of {context}; raise `num_ctx`, lower `top_k`, or take a model of "
                 "a longer context"
             )
-
-
-async def _digests(client: ollama.AsyncClient) -> dict[str, str]:
-    listed = (await client.list()).models
-    return {model.model: model.digest or "" for model in listed if model.model}
-
-
-def _tagged(model: str) -> str:
-    """The name as the server lists it: a model without a tag is its ``latest``."""
-    return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"

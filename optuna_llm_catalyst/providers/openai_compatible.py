@@ -1,27 +1,76 @@
-"""An LLM behind a server that speaks OpenAI's chat completions: vLLM, llama.cpp's and others."""
+"""An LLM behind a server that speaks OpenAI's chat completions: vLLM, llama.cpp's and others.
+
+OpenAI's client would make objects of any JSON without a look at its types: here the answers are
+read strictly, from the bytes that came.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable
+from collections.abc import Callable
+from dataclasses import dataclass
+import json
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
+from urllib.parse import urlsplit
 
+from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
-from optuna_llm_catalyst.providers.openai_connection import OpenAIConnection
+from optuna_llm_catalyst.providers.formats import in_format
+from optuna_llm_catalyst.providers.formats import ReplyFormat
+from optuna_llm_catalyst.providers.servers import check_key
+from optuna_llm_catalyst.providers.servers import cut_reply
+from optuna_llm_catalyst.providers.servers import is_http_url
+from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import not_installed
+from optuna_llm_catalyst.providers.servers import Server
+from optuna_llm_catalyst.schema import decode
 
 
 if TYPE_CHECKING:
     import openai
 
 T = TypeVar("T")
-#: For questions that need no model.
-_METADATA_TIMEOUT_S = 10.0
-#: Fields beside the content in which servers put what a model thought.
-_THOUGHTS = ("reasoning_content", "reasoning")
+#: The client insists on a key. It is not sent.
+_NO_KEY = "none"
+
+
+@dataclass(frozen=True)
+class _Message:
+    content: str | None = None
+    # Where servers put what a model thought. What is no text there does not matter.
+    reasoning_content: Any = None
+    reasoning: Any = None
+
+
+@dataclass(frozen=True)
+class _Choice:
+    message: _Message
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer to a chat request. Facts that a reply is whole without may be anything."""
+
+    choices: list[_Choice]
+    usage: Any = None
+    model: Any = None
+    system_fingerprint: Any = None
+
+
+@dataclass(frozen=True)
+class _Model:
+    id: str
+
+
+@dataclass(frozen=True)
+class _Models:
+    data: list[_Model]
 
 
 class OpenAICompatibleProvider:
@@ -31,18 +80,25 @@ class OpenAICompatibleProvider:
     mean this server.
 
     Args:
-        model: Name of the model, as the server lists it at ``{base_url}/models``.
+        model: Name of the model, as the server lists it at ``{base_url}/models``. Where it is
+            empty, the server must have exactly one, which :meth:`check` or the first request
+            finds.
         base_url: URL of the server up to the version, as in ``http://127.0.0.1:8000/v1``.
         api_key: Goes to that server only. It is part of the provider's pickles.
         num_ctx: The context length in tokens that the server was started with; it cannot be told
             another.
         num_predict: Most tokens of a reply, sent as ``max_tokens``.
         temperature: Sampling temperature.
+
+    Attributes:
+        model: The name of the model.
+        note: What :meth:`check` decided about the model, in a sentence; empty if it is the one
+            that was named.
     """
 
     def __init__(
         self,
-        model: str,
+        model: str = "",
         *,
         base_url: str,
         api_key: str | None = None,
@@ -50,16 +106,21 @@ class OpenAICompatibleProvider:
         num_predict: int = 1024,
         temperature: float = 0.8,
     ) -> None:
-        if not model:
-            raise ValueError(
-                "`model` must name a model as the server lists it, got an empty string."
-            )
         check_limits(num_ctx, num_predict, temperature)
+        check_key("api_key", api_key)
+        self._server = Server("server", base_url, api_key)
+        if not is_http_url(base_url) or not urlsplit(base_url).hostname:
+            raise ValueError(
+                "`base_url` must be the URL of a server up to the version, as in "
+                f"`http://127.0.0.1:8000/v1`, got {self._server.host!r}."
+            )
         self.model = model
-        self._connection = OpenAIConnection(base_url, api_key, model)
+        self.note = ""
         self._num_ctx = num_ctx
         self._num_predict = num_predict
         self._temperature = temperature
+        # Learnt from the server's answers, and learnt again if it is lost.
+        self._format = 0
 
     @property
     def name(self) -> str:
@@ -68,18 +129,40 @@ class OpenAICompatibleProvider:
     @property
     def base_url(self) -> str:
         """The server's URL, without credentials."""
-        return self._connection.host
+        return self._server.host
 
     @property
     def max_prompt_tokens(self) -> int:
         return self._num_ctx - self._num_predict
 
     def complete(self, request: CompletionRequest) -> Completion:
-        return self._connection.run(
-            lambda client: self._chat(client, request),
-            lambda answer: self._completion(request, answer),
-            request.timeout,
+        if not self.model:
+            self.check()
+        limit = min(self._num_predict, request.max_tokens or self._num_predict)
+        options = {"num_predict": limit, "temperature": self._temperature, "seed": request.seed}
+        answer, told, self._format = in_format(
+            request,
+            self._format,
+            lambda form, seconds: self._chat(request, limit, form, seconds),
         )
+        if not answer.choices:
+            raise ProviderError(f"{self._server.where} gave no usable answer: no choices")
+        choice = answer.choices[0]
+        text, is_thought = _text(choice.message)
+        usage = answer.usage if isinstance(answer.usage, dict) else {}
+        details: dict[str, Any] = {
+            "options": options,
+            "finish_reason": choice.finish_reason or None,
+            "prompt_tokens": _known(usage.get("prompt_tokens"), int),
+            "reply_tokens": _known(usage.get("completion_tokens"), int),
+            **told,
+        }
+        if fingerprint := _known(answer.system_fingerprint, str):
+            details["system_fingerprint"] = fingerprint
+        if is_thought:
+            details["reply_from"] = "thinking"
+        problem = self._problem(choice.finish_reason or "", text, limit)
+        return Completion(text, _known(answer.model, str) or self.model, problem, details)
 
     def models(self) -> list[str]:
         """Names of the server's models.
@@ -87,100 +170,119 @@ class OpenAICompatibleProvider:
         Raises:
             ProviderError: If no server answers, or with something else.
         """
-        return self._connection.run(
-            lambda client: client.models.with_streaming_response.list(),
-            lambda answer: [_string(model["id"], "id") for model in answer["data"]],
-            _METADATA_TIMEOUT_S,
+        listed = self._exchange(
+            lambda client: client.models.with_raw_response.list(), _Models, METADATA_TIMEOUT_S
         )
+        return [model.id for model in listed.data]
 
     def check(self) -> None:
-        """Checks that the server answers and has the model.
+        """Checks that the server answers and has the model; takes its only one for another name.
 
         Raises:
             ProviderError: If not; the message says what to do.
         """
         names = self.models()
-        if self.model not in names:
-            served = ", ".join(map(repr, names[:10])) or "none at all"
-            raise ProviderError(
-                f"the server at {self.base_url} has no model {self.model!r}; its models: {served}"
-            )
+        if self.model in names:
+            return
+        if len(names) == 1:
+            wanted = f"has no model {self.model!r}" if self.model else "has one model"
+            self.note = f"{self._server.where} {wanted}: {names[0]!r} is used, its only one"
+            self.model = names[0]
+            return
+        served = ", ".join(map(repr, names[:10])) or "none at all"
+        fault = f"has no model {self.model!r}" if self.model else "needs the name of a model"
+        raise ProviderError(f"{self._server.where} {fault}; its models: {served}")
 
     def _chat(
-        self, client: openai.AsyncOpenAI, request: CompletionRequest
-    ) -> AbstractAsyncContextManager[Any]:
-        return client.chat.completions.with_streaming_response.create(
-            model=self.model,
-            messages=[{"role": "user", "content": request.prompt}],
-            # Not `strict`, whose rules forbid schemas that are no trouble to local servers.
-            response_format={
-                "type": "json_schema",
-                "json_schema": {"name": "prompts", "schema": dict(request.schema)},
-            },
-            # llama.cpp's server does not know `max_completion_tokens`.
-            max_tokens=self._num_predict,
-            temperature=self._temperature,
-            seed=request.seed,
+        self, request: CompletionRequest, limit: int, form: ReplyFormat, timeout: float
+    ) -> _Answer:
+        return self._exchange(
+            lambda client: client.chat.completions.with_raw_response.create(
+                model=self.model,
+                messages=[{"role": "user", "content": request.prompt}],
+                # llama.cpp's server does not know `max_completion_tokens`.
+                max_tokens=limit,
+                temperature=self._temperature,
+                seed=request.seed,
+                **_response_format(form),
+            ),
+            _Answer,
+            timeout,
         )
 
-    def _completion(self, request: CompletionRequest, answer: Any) -> Completion:
-        choice = _first_choice(answer)
-        text, is_thought = _text(choice["message"])
-        reason = _string(choice.get("finish_reason") or "", "finish_reason")
-        usage = answer.get("usage")
-        counts = usage if isinstance(usage, dict) else {}
-        details: dict[str, Any] = {
-            "options": self._options(request.seed),
-            "finish_reason": reason or None,
-            "prompt_tokens": _known(counts.get("prompt_tokens"), int),
-            "reply_tokens": _known(counts.get("completion_tokens"), int),
-        }
-        if fingerprint := _known(answer.get("system_fingerprint"), str):
-            details["system_fingerprint"] = fingerprint
-        if is_thought:
-            details["reply_from"] = "thinking"
-        model = _known(answer.get("model"), str) or self.model
-        return Completion(text, model, self._problem(reason, text), details)
+    def _exchange(
+        self, send: Callable[[openai.AsyncOpenAI], Awaitable[Any]], kind: type[T], timeout: float
+    ) -> T:
+        """Makes a request, and reads the answer as ``kind``."""
 
-    def _options(self, seed: int) -> dict[str, Any]:
-        return {
-            "num_predict": self._num_predict,
-            "temperature": self._temperature,
-            "seed": seed,
-        }
+        async def work(client: openai.AsyncOpenAI) -> bytes:
+            body: bytes = (await send(client)).content
+            return body
 
-    def _problem(self, reason: str, text: str) -> str:
-        """What the server itself says against its reply."""
-        if reason != "length":
-            return "" if reason in ("", "stop") else f"it ended with {reason!r}"
-        limit = f"max_tokens={self._num_predict}"
-        if not text.strip():
-            # Another seed fares no better: the model thinks longer than it may.
+        try:
+            body = self._server.exchange(self._client, work, timeout)
+        except ProviderError as error:
+            if advice := self._advice(error.status or 0, str(error)):
+                raise ProviderError(f"{error} ({advice})", status=error.status) from error
+            raise
+        try:
+            return decode(kind, json.loads(body))
+        except (RecursionError, ValueError) as error:
+            start = " ".join(body[:800].decode(errors="replace").split())[:200]
             raise ProviderError(
-                f"{self.name} used up {limit} without an answer: raise `num_predict`"
+                f"{self._server.where} gave no usable answer: {first_line(error)}, in {start!r}"
+            ) from error
+
+    def _client(self) -> openai.AsyncOpenAI:
+        try:
+            import openai
+        except ImportError as error:
+            raise not_installed("OpenAI", "openai") from error
+        url = urlsplit(self._server.url)
+        return openai.AsyncOpenAI(
+            api_key=self._server.key or _NO_KEY,
+            base_url=url._replace(netloc=url.netloc.rpartition("@")[2]).geturl(),
+            max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(**self._server.client_options()),
+        )
+
+    def _advice(self, status: int, message: str) -> str:
+        if status == 404:
+            return (
+                f"has it no model {self.model!r}, or does `base_url` lack its `/v1`? "
+                f"`curl {self.base_url}/models` lists the models"
             )
-        return f"it was cut at {limit}"
+        if status in (401, 403):
+            return "is `api_key` the key that the server was started with?"
+        if status == 400 and "context" in message:
+            return "`num_ctx` must be the context length that the server was started with"
+        return "`base_url` must be where it redirects to" if 300 <= status < 400 else ""
+
+    def _problem(self, reason: str, text: str, limit: int) -> str:
+        """What the server itself says against its reply."""
+        if reason == "length":
+            may_grow = limit < self._num_predict
+            return cut_reply(self.name, text, f"max_tokens={limit}", may_grow=may_grow)
+        return "" if reason in ("", "stop") else f"it ended with {reason!r}"
 
 
-def _first_choice(answer: Any) -> Any:
-    choices = answer["choices"]
-    if not isinstance(choices, list) or not choices:
-        raise ValueError("`choices` is no list of one")
-    return choices[0]
+def _response_format(form: ReplyFormat) -> dict[str, Any]:
+    if form.schema is None:
+        return {}
+    schema = dict(form.schema)
+    if form.kind == "json_object":
+        return {"response_format": {"type": "json_object", "schema": schema}}
+    # Not `strict`, whose rules forbid schemas that are no trouble to local servers.
+    named = {"name": "prompts", "schema": schema}
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
-def _text(message: Any) -> tuple[str, bool]:
+def _text(message: _Message) -> tuple[str, bool]:
     """The text of a reply, and whether it was found among the thoughts of the model."""
-    content = _string(message.get("content") or "", "content")
-    thoughts = [_known(message.get(key), str) or "" for key in _THOUGHTS]
+    content = message.content or ""
+    thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
     thought = next(filter(str.strip, thoughts), "")
     return (content, False) if content.strip() or not thought else (thought, True)
-
-
-def _string(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"`{name}` is no string")
-    return value
 
 
 def _known(value: Any, kind: type[T]) -> T | None:

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 import json
 from pathlib import Path
-from typing import Any
 
 from optuna_llm_catalyst.exceptions import DataError
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
+from optuna_llm_catalyst.schema import decode
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A reply or an error, of an attempt of a trial or the next in order."""
+
+    reply: str | None = None
+    error: str | None = None
+    model: str = "replay"
+    problem: str = ""
+    trial: int | None = None
+    attempt: int = 0
+
+    def __post_init__(self) -> None:
+        if self.reply is self.error is None:
+            raise ValueError('expected {"reply": "..."} or {"error": "..."}')
 
 
 class ReplayProvider:
@@ -21,22 +38,21 @@ class ReplayProvider:
 
     Args:
         replies:
-            A list of replies, one for each trial that asks, in their order; or the path of a
+            A list of replies, one for each trial with a request, in their order; or the path of a
             JSONL file of rows ``{"reply": ...}``, taken in order, or
             ``{"trial": 4, "attempt": 0, "reply": ...}`` for that attempt of that trial, as
             ``export --replies`` writes them. ``{"error": ...}`` in place of the reply fails.
     """
 
     def __init__(self, replies: Sequence[str] | str | Path) -> None:
-        self._source = "list"
-        rows: Sequence[dict[str, Any]]
         if isinstance(replies, str | Path):
             self._source = Path(replies).name
             rows = _read(Path(replies))
         else:
-            rows = [{"reply": reply} for reply in replies]
-        self._in_order = tuple(row for row in rows if "trial" not in row)
-        self._by_trial = {(r["trial"], r.get("attempt", 0)): r for r in rows if "trial" in r}
+            self._source = "list"
+            rows = [_Row(reply) for reply in replies]
+        self._in_order = [row for row in rows if row.trial is None]
+        self._by_trial = {(row.trial, row.attempt): row for row in rows if row.trial is not None}
 
     @property
     def name(self) -> str:
@@ -56,35 +72,25 @@ class ReplayProvider:
                 f"{self._source} has no reply to attempt {request.attempt} of trial "
                 f"{request.trial_number}, which is the study's request {request.proposal_index}"
             )
-        if "error" in row:
-            raise ProviderError(row["error"])
-        return Completion(row["reply"], row.get("model", "replay"), row.get("problem", ""))
+        if row.error is not None:
+            raise ProviderError(row.error)
+        return Completion(row.reply or "", row.model, row.problem)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[_Row]:
     try:
-        # Only a line feed ends a row: `splitlines` would also cut at U+2028 within a reply.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # Some editors begin a file with a byte order mark. Only a line feed ends a row:
+        # `splitlines` would also cut at U+2028 within a reply.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: recorded replies cannot be read: {error}") from error
     return [_row(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
 
 
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+def _row(path: Path, number: int, line: str) -> _Row:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        return decode(_Row, json.loads(line))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{path}:{number}: not JSON: {error}") from error
-    if not isinstance(row, dict) or not {"reply", "error"} & row.keys():
-        raise DataError(f'{path}:{number}: expected {{"reply": "..."}}, got {line[:80]}')
-    for key, kind, name in (
-        ("reply", str, "a text"),
-        ("error", str, "a text"),
-        ("problem", str, "a text"),
-        ("model", str, "a text"),
-        ("trial", int, "a trial number"),
-        ("attempt", int, "a number"),
-    ):
-        if key in row and not isinstance(row[key], kind):
-            raise DataError(f'{path}:{number}: "{key}" must be {name}, got {row[key]!r}')
-    return row
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: {error}, in {line[:80]}") from error

@@ -18,12 +18,12 @@ from optuna_llm_catalyst.providers.base import Provider
 def complete(
     provider: Provider, request: CompletionRequest, *, max_tries: int, backoff: float
 ) -> tuple[Completion, int]:
-    """Asks until there is an answer, an error that stays, or no time left.
+    """Makes a request until there is a completion, an error that stays, or no time left.
 
     Args:
         provider: The LLM.
-        request: What it is asked; its ``timeout`` is for all tries and pauses together.
-        max_tries: How often it is asked at most.
+        request: Its ``timeout`` is for all tries and pauses together.
+        max_tries: How often it is made at most.
         backoff: Seconds before the second try; doubled before each further one, with jitter.
 
     Returns:

@@ -1,16 +1,197 @@
-"""What holds for every LLM server, whichever client asks it."""
+"""What the providers of LLM servers share: addresses, keys, limits and errors.
+
+The official clients make the requests. By themselves they wait for ever, send requests to this
+machine through the environment's proxies, follow redirects, send the environment's keys to any
+host, and read bodies of any length.
+"""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
+from collections.abc import Coroutine
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from dataclasses import field
 import ipaddress
+import json
+import re
+import ssl
+from typing import Any
+from typing import TypeVar
+from urllib.parse import unquote
 from urllib.parse import urlsplit
 
+from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.exceptions import one_line
+from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers.deadline import run_within
 
+
+C = TypeVar("C")
+T = TypeVar("T")
 #: The longest body that is read, in bytes.
 MAX_BODY = 4 * 2**20
 CONNECT_TIMEOUT_S = 10.0
+#: For requests that need no model.
+METADATA_TIMEOUT_S = 10.0
 #: HTTP statuses after which the same request may succeed a little later.
-TRANSIENT_STATUS = (408, 429, 502, 503, 504)
+_TRANSIENT_STATUS = (408, 429, 502, 503, 504)
+#: What Ollama says with status 500 when the process that runs the model died.
+_CRASH = re.compile("runner|unexpected EOF")
+#: The headers that servers need, and the one by which OpenAI's client knows that its caller reads
+#: the body. That client also sends facts about this machine, and OPENAI_CUSTOM_HEADERS.
+_HEADERS = {
+    *("accept", "connection", "content-length", "content-type", "host", "user-agent"),
+    "x-stainless-raw-response",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where requests go. Holds no socket: each exchange has a client of its own.
+
+    Attributes:
+        kind: What it is called in messages.
+        url: Its URL; it may hold a user and a password.
+        key: The key for it.
+    """
+
+    kind: str
+    url: str = field(repr=False)
+    key: str | None = field(default=None, repr=False)
+
+    @property
+    def host(self) -> str:
+        """The URL without credentials, for messages."""
+        # Up to the last at sign: a password may hold one, or a slash.
+        return re.sub(r"^(\w+://)?.*@", r"\1", self.url, flags=re.DOTALL).rstrip("/")
+
+    @property
+    def where(self) -> str:
+        """The server in a sentence."""
+        return f"the {self.kind} at {self.host}"
+
+    def exchange(
+        self,
+        connect: Callable[[], AbstractAsyncContextManager[C]],
+        work: Callable[[C], Coroutine[Any, Any, T]],
+        timeout: float,
+    ) -> T:
+        """Does some work with a client, within so many seconds.
+
+        Args:
+            connect: Makes the client, with the :meth:`client_options`.
+            work: What to do with it.
+            timeout: Seconds that it may take.
+
+        Raises:
+            ProviderError: For whatever goes wrong; ``transient`` if it may go right again.
+        """
+
+        async def run() -> T:
+            async with self._connected(connect) as client:
+                return await work(client)
+
+        try:
+            return run_within(timeout, run)
+        except ProviderError:
+            raise
+        except Exception as error:  # The clients let a dozen kinds of errors through.
+            told = next((e for e in _chain(error) if isinstance(e, ProviderError)), None)
+            if told:  # OpenAI's client wraps what is raised while it reads.
+                raise told from None
+            raise self._provider_error(error, timeout) from error
+
+    def client_options(self) -> dict[str, Any]:
+        """Arguments that close the traps of an ``httpx`` client; httpx2 takes the same."""
+        return {
+            # Of each read; the deadline is for all of them.
+            "timeout": (CONNECT_TIMEOUT_S, None, None, None),
+            # A proxy would take requests to this machine elsewhere.
+            "trust_env": not is_loopback(self.url),
+            "follow_redirects": False,
+            "auth": self._sign,
+            "event_hooks": {"response": [self._read]},
+        }
+
+    def _connected(
+        self, connect: Callable[[], AbstractAsyncContextManager[C]]
+    ) -> AbstractAsyncContextManager[C]:
+        try:
+            return connect()
+        except Exception as error:
+            from urllib.request import getproxies
+
+            # The error may quote a piece of a password.
+            secret = any("@" in proxy for proxy in getproxies().values())
+            why = type(error).__name__ if secret else first_line(error)
+            raise ProviderError(
+                f"{self.where} cannot be reached: {why}; check the environment's SSL_CERT_FILE, "
+                "SSL_CERT_DIR and proxies (ALL_PROXY, HTTP_PROXY, …)"
+            ) from error
+
+    def _sign(self, request: Any) -> Any:
+        """Sends the credentials that are meant for this server, and no others."""
+        for header in set(request.headers) - _HEADERS:
+            del request.headers[header]
+        # The limit on a body is for what it unpacks to.
+        request.headers["Accept-Encoding"] = "identity"
+        if credentials := self._credentials():
+            request.headers["Authorization"] = credentials
+        return request
+
+    def _credentials(self) -> str:
+        url = urlsplit(self.url if "//" in self.url else f"//{self.url}")
+        if self.key or url.username is None:
+            return f"Bearer {self.key}" if self.key else ""
+        pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+
+    async def _read(self, response: Any) -> None:
+        """Reads a response's body up to the limit, before the client would read all of it."""
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise ProviderError(f"{self.where} sent a compressed answer, which is not read")
+        body = bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > MAX_BODY:
+                raise ProviderError(f"{self.where}: its answer is over {MAX_BODY} bytes long")
+        response._content = bytes(body)  # What the client then takes for read.
+        if not response.is_success:
+            said = one_line(message_of(body.decode(errors="replace")))
+            said = (said.replace(self.key, "***") if self.key else said)[:300]
+            status = response.status_code
+            crashed = status == 500 and _CRASH.search(said)
+            raise ProviderError(
+                f"{self.where} answered with HTTP {status}: {said}",
+                transient=status in _TRANSIENT_STATUS or bool(crashed),
+                status=status,
+            )
+
+    def _provider_error(self, error: Exception, timeout: float) -> ProviderError:
+        chain = list(_chain(error))
+        if isinstance(error, TimeoutError):
+            return ProviderError(f"{self.where} did not answer within {timeout:.3g} seconds")
+        # By their names, as the clients use different versions of httpx.
+        kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
+        tls = next((e for e in chain if isinstance(e, ssl.SSLError)), None)
+        if "ConnectTimeout" in kinds:
+            message = f"accepted no connection within {CONNECT_TIMEOUT_S:g} seconds"
+            return ProviderError(f"{self.where} {message}", transient=True)
+        if tls and "ConnectError" in kinds:
+            return ProviderError(
+                f"{self.where} cannot be reached: {first_line(tls)}; is `https` right, and does "
+                "SSL_CERT_FILE name a certificate of your own?"
+            )
+        if "ConnectError" in kinds:
+            return ProviderError(f"no {self.kind} answers at {self.host}", transient=True)
+        cause = error.__cause__ or error
+        why = f"{type(cause).__name__}: {one_line(first_line(cause))[:200]}"
+        if kinds & {"NetworkError", "ProtocolError", "OSError"}:
+            return ProviderError(f"{self.where} broke the connection: {why}", transient=True)
+        return ProviderError(f"{self.where} gave no usable answer: {why}")
 
 
 def is_loopback(url: str) -> bool:
@@ -21,3 +202,62 @@ def is_loopback(url: str) -> bool:
         return address.is_loopback or address.is_unspecified
     except ValueError:
         return name in ("", "localhost")
+
+
+def is_http_url(url: str) -> bool:
+    """Whether a URL has a scheme and a port that can be used, and no blank."""
+    try:
+        parts = urlsplit(url)
+        # Reading a port that is no number raises.
+        usable = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        return False
+    return usable and url.isprintable() and " " not in url
+
+
+def check_key(name: str, key: str | None) -> None:
+    """Raises a ValueError that does not show the key if no header can hold it."""
+    if key is not None and not re.fullmatch("[!-~]+", key):
+        raise ValueError(
+            f"`{name}` must be printable ASCII without spaces, as a header takes no other; got "
+            f"{len(key)} characters, others among them."
+        )
+
+
+def not_installed(name: str, extra: str) -> ProviderError:
+    """The error for a client that is missing."""
+    return ProviderError(
+        f"the {name} client is not installed: pip install 'optuna-llm-catalyst[{extra}]'"
+    )
+
+
+def cut_reply(name: str, text: str, limit: str, *, may_grow: bool) -> str:
+    """The problem of a reply that reached its limit.
+
+    Without any text it is an error, unless another request may have a higher limit.
+    """
+    if text.strip() or may_grow:
+        return f"it was cut at {limit}"
+    # Another seed fares no better: the model thinks longer than it may.
+    raise ProviderError(f"{name} used up {limit} without an answer: raise `num_predict`")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def message_of(text: str) -> str:
+    """The message of an error's body, which servers put under any of these keys.
+
+    Some put JSON into the text of the message; some send a page.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    for key in ("error", "message", "detail"):
+        if isinstance(value, dict) and value.get(key):
+            value = value[key]
+    return message_of(value) if isinstance(value, str) else text

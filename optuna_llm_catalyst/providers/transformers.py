@@ -18,10 +18,11 @@ from optuna_llm_catalyst.providers.chat_model import ChatModel
 from optuna_llm_catalyst.providers.chat_model import load_chat_model
 from optuna_llm_catalyst.providers.chat_model import TOP_K
 from optuna_llm_catalyst.providers.chat_model import TOP_P
+from optuna_llm_catalyst.providers.deadline import waitable
 
 
-#: One loads or writes at a time, of whichever provider: two of optuna's threads that ask at once
-#: shall not load the weights twice. A lock on the provider could not be pickled.
+#: One loads or writes at a time, of whichever provider: two of Optuna's threads must not load the
+#: weights twice. A lock on the provider could not be pickled.
 _TURN = threading.Lock()
 _PROCESS_ENDS = threading.Event()
 _LAST_WAIT_S = 30.0
@@ -29,7 +30,7 @@ _LAST_WAIT_S = 30.0
 
 @atexit.register
 def _stop_writing() -> None:
-    """Ends a reply that nobody waits for: a thread that dies within torch takes all with it."""
+    """Ends a reply that nobody waits for: a thread killed within torch aborts the process."""
     _PROCESS_ENDS.set()
     _TURN.acquire(timeout=_LAST_WAIT_S)
 
@@ -75,7 +76,7 @@ class TransformersProvider:
         self._num_ctx = num_ctx
         self._num_predict = num_predict
         self._temperature = temperature
-        # Without a word on remote code transformers asks the terminal for leave.
+        # Unset, transformers prompts in the terminal whether to run a model's own code.
         self._source = {"local_files_only": local_files_only, "trust_remote_code": False}
         self._context: int | None = None
         self._loaded: ChatModel | None = None
@@ -87,7 +88,10 @@ class TransformersProvider:
     @property
     def max_prompt_tokens(self) -> int:
         if self._context is None:
-            self._context = self._context_by_config()
+            try:
+                self._context = self._context_by_config()
+            except Exception:  # Loading the model will say what is wrong.
+                self._context = self._num_ctx
         return max(self._context - self._num_predict, 0)
 
     def complete(self, request: CompletionRequest) -> Completion:
@@ -102,17 +106,15 @@ class TransformersProvider:
             ProviderError: If not.
         """
         with self._mapped_errors():
-            from transformers import AutoConfig
-
             try:
-                AutoConfig.from_pretrained(self.model, **self._source)
+                self._context_by_config()
             except (OSError, ValueError) as error:
                 raise ProviderError(
                     f"model {self.model!r} cannot be loaded: {first_line(error)}"
                 ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        # Weights are gigabytes: a copy loads its own, if it is ever asked.
+        # Weights are gigabytes: a copy loads its own at its first request.
         return {**self.__dict__, "_loaded": None}
 
     def _complete(self, request: CompletionRequest, deadline: float) -> Completion:
@@ -121,11 +123,12 @@ class TransformersProvider:
         load_seconds = round(time.monotonic() - started, 3)
         ids = chat.encode(request.prompt)
         self._check_length(ids.shape[1])
+        limit = min(self._num_predict, request.max_tokens or self._num_predict)
         written = chat.write(
             ids,
             seed=request.seed,
             temperature=self._temperature,
-            limit=self._num_predict,
+            limit=limit,
             deadline=deadline,
             given_up=_PROCESS_ENDS,
         )
@@ -134,10 +137,10 @@ class TransformersProvider:
                 f"{self.name} did not finish within {request.timeout:.3g} seconds: it took "
                 f"{load_seconds:.3g} to load and wrote {written.n_tokens} tokens"
             )
-        is_cut = written.n_tokens >= self._num_predict and not written.is_ended
-        problem = f"it was cut at num_predict={self._num_predict} tokens" if is_cut else ""
+        is_cut = written.n_tokens >= limit and not written.is_ended
+        problem = f"it was cut at num_predict={limit} tokens" if is_cut else ""
         details = {
-            "options": self._options(request.seed),
+            "options": self._options(request.seed, limit),
             "device": str(chat.model.device),
             "dtype": str(chat.model.dtype).removeprefix("torch."),
             "prompt_tokens": ids.shape[1],
@@ -162,22 +165,19 @@ class TransformersProvider:
                 "raise `num_ctx`, lower `num_predict`, or take a model of a longer context"
             )
 
-    def _options(self, seed: int) -> dict[str, Any]:
+    def _options(self, seed: int, limit: int) -> dict[str, Any]:
         sampling = {"top_k": TOP_K, "top_p": TOP_P, "seed": seed} if self._temperature else {}
         return {
             "num_ctx": self._num_ctx,
-            "num_predict": self._num_predict,
+            "num_predict": limit,
             "temperature": self._temperature,
             **sampling,
         }
 
     def _context_by_config(self) -> int:
-        try:
-            from transformers import AutoConfig
+        from transformers import AutoConfig
 
-            return self._context_of(AutoConfig.from_pretrained(self.model, **self._source))
-        except Exception:
-            return self._num_ctx  # Loading the model will say what is wrong.
+        return self._context_of(AutoConfig.from_pretrained(self.model, **self._source))
 
     def _context_of(self, config: Any) -> int:
         n_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -185,7 +185,7 @@ class TransformersProvider:
 
     @contextmanager
     def _turn(self, timeout: float) -> Iterator[None]:
-        if not _TURN.acquire(timeout=max(timeout, 0.0)):
+        if not _TURN.acquire(timeout=waitable(timeout)):
             raise ProviderError(
                 f"{self.name} did not finish within {timeout:.3g} seconds: other requests of this "
                 "process took longer"

@@ -297,7 +297,7 @@ def test_a_chat_model_that_is_asked_for_must_be_there(
 @pytest.mark.parametrize("kind", ["ollama:gemma3:4b", "openai:qwen3-4b"])
 def test_a_mistake_about_the_server_is_one_line_without_credentials(tune: Cli, kind: str) -> None:
     page = Fault(404, "<html>\n<body>\x1b[2J Not here.\n</html>", "text/html")
-    with OllamaServer(faults={"/api/tags": page, "/v1/models": page}) as web:
+    with OllamaServer(faults={"/api/show": page, "/v1/models": page}) as web:
         url = web.url.replace("//", "//joe:secret@")
         result = tune("--llm", kind, "--llm-url", f"{url}/v1" if "openai" in kind else url)
     assert result.code == 2

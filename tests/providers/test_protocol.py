@@ -23,8 +23,7 @@ from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers import Provider
 from tests.ollama_server import OllamaServer
 from tests.openai_server import OpenAIServer
-from tests.providers.test_transformers import make_model
-from tests.providers.test_transformers import make_tokenizer
+from tests.providers import tiny_chat
 
 
 REQUEST = CompletionRequest("Write a prompt.", reply.schema(1), seed=3)
@@ -50,9 +49,7 @@ def replay(_: Path) -> Iterator[Provider]:
 
 @contextmanager
 def transformers(folder: Path) -> Iterator[Provider]:
-    tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    tiny_chat.save(folder)
     yield TransformersProvider(str(folder), device="cpu", num_ctx=128, num_predict=48)
 
 
@@ -67,7 +64,7 @@ BROKEN: list[Provider] = [
 
 
 @pytest.mark.parametrize("make", WORKING)
-def test_a_provider_answers_is_named_and_survives_copying(
+def test_provider_and_its_copies(
     make: Callable[[Path], AbstractContextManager[Provider]], tmp_path: Path
 ) -> None:
     with make(tmp_path) as provider:
@@ -85,7 +82,7 @@ def test_a_provider_answers_is_named_and_survives_copying(
 
 
 @pytest.mark.parametrize("provider", BROKEN, ids=lambda provider: provider.name)
-def test_whatever_is_wrong_is_one_kind_of_error(provider: Provider) -> None:
+def test_broken_provider(provider: Provider) -> None:
     with pytest.raises(ProviderError) as caught:
         provider.complete(REQUEST)
     assert str(caught.value)

@@ -93,7 +93,7 @@ def with_clock(work: Callable[[Clock], None]) -> Clock:
         ([GONE, DONE], 3, 1, "no such model"),
     ],
 )
-def test_only_an_error_that_may_pass_is_tried_again(
+def test_only_transient_errors_are_tried_again(
     outcomes: list[Completion | BaseException], max_tries: int, n_tries: int, message: str | None
 ) -> None:
     def work(clock: Clock) -> None:
@@ -114,7 +114,7 @@ def test_only_an_error_that_may_pass_is_tried_again(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("x"), KeyboardInterrupt()])
-def test_an_error_of_another_kind_is_not_touched(error: BaseException) -> None:
+def test_other_errors_pass_through(error: BaseException) -> None:
     def work(clock: Clock) -> None:
         provider = Flaky(clock, [error])
         with pytest.raises(type(error)) as caught:
@@ -130,9 +130,7 @@ def test_an_error_of_another_kind_is_not_touched(error: BaseException) -> None:
     backoff=st.floats(0.001, 10.0),
     max_tries=st.integers(1, 6),
 )
-def test_pauses_double_each_between_half_and_all_of_it(
-    seed: int, backoff: float, max_tries: int
-) -> None:
+def test_pauses_double_with_jitter(seed: int, backoff: float, max_tries: int) -> None:
     def work(clock: Clock) -> None:
         request = replace(REQUEST, seed=seed)
         with pytest.raises(ProviderError):
@@ -145,7 +143,7 @@ def test_pauses_double_each_between_half_and_all_of_it(
     assert with_clock(work).pauses == clock.pauses
 
 
-def test_workers_that_failed_together_do_not_come_back_together() -> None:
+def test_pauses_differ_by_seed() -> None:
     pauses = set()
     for seed in range(20):
 
@@ -164,7 +162,7 @@ def test_workers_that_failed_together_do_not_come_back_together() -> None:
     max_tries=st.integers(1, 8),
     seconds=st.floats(0.0, 50.0),
 )
-def test_no_pause_goes_past_the_deadline_and_each_try_gets_what_is_left(
+def test_tries_and_pauses_end_at_the_deadline(
     timeout: float, backoff: float, max_tries: int, seconds: float
 ) -> None:
     def work(clock: Clock) -> None:
@@ -204,7 +202,7 @@ def test_no_pause_goes_past_the_deadline_and_each_try_gets_what_is_left(
         (10.0, 0.0, 11.0, 1),
     ],
 )
-def test_a_try_for_which_no_time_is_left_is_not_made(
+def test_no_try_without_time_left(
     timeout: float, backoff: float, seconds: float, n_tries: int
 ) -> None:
     def work(clock: Clock) -> None:
@@ -218,7 +216,7 @@ def test_a_try_for_which_no_time_is_left_is_not_made(
     with_clock(work)
 
 
-def test_the_random_numbers_of_others_do_not_depend_on_it() -> None:
+def test_random_numbers_of_others_stay() -> None:
     def work(clock: Clock) -> None:
         retrying.complete(Flaky(clock, [BUSY, BUSY, DONE]), REQUEST, max_tries=3, backoff=1.0)
 
@@ -228,7 +226,7 @@ def test_the_random_numbers_of_others_do_not_depend_on_it() -> None:
     assert random.getstate() == before
 
 
-def test_the_error_tells_where_it_comes_from() -> None:
+def test_cause_of_the_error() -> None:
     def work(clock: Clock) -> None:
         with pytest.raises(ProviderError) as caught:
             retrying.complete(Flaky(clock, [BUSY]), REQUEST, max_tries=2, backoff=1.0)

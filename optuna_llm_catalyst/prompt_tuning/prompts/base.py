@@ -100,8 +100,8 @@ class Prompt:
     tensors: Tensors = field(repr=False)
 
     def __post_init__(self) -> None:
-        sizes = {name: len(tensor) for name, tensor in self.tensors.items()}
-        if len(set(sizes.values())) != 1:
+        sizes = {name: len(t) if t.ndim else None for name, t in self.tensors.items()}
+        if len(set(sizes.values())) != 1 or None in sizes.values():
             raise ValueError(f"The tensors of a prompt must have one leading size, got {sizes}.")
 
     def __len__(self) -> int:
@@ -126,7 +126,7 @@ class Prompt:
     def with_head(self, head: Tensors) -> Prompt:
         """The same prompts with heads; a head of one prompt serves all."""
         spread = {
-            HEAD_PREFIX + name: rows.expand(len(self), *rows.shape[1:])
+            HEAD_PREFIX + name: rows.expand(len(self), *rows.shape[1:]) if len(rows) == 1 else rows
             for name, rows in head.items()
         }
         return Prompt(self.kind, {**self.tensors, **spread})

@@ -1,0 +1,153 @@
+"""Ollama's official client, for one server and without what it takes from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Coroutine
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+import ipaddress
+import os
+import threading
+from typing import Any
+from typing import TYPE_CHECKING
+from typing import TypeVar
+
+from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers.servers import check_key
+from optuna_llm_catalyst.providers.servers import is_http_url
+from optuna_llm_catalyst.providers.servers import not_installed
+from optuna_llm_catalyst.providers.servers import Server
+
+
+if TYPE_CHECKING:
+    import ollama
+
+T = TypeVar("T")
+Work = Callable[["ollama.AsyncClient"], Coroutine[Any, Any, T]]
+_IMPORT = threading.Lock()
+
+
+def server_of(host: str) -> Server:
+    """The server of a host as people write it, such as ``127.0.0.1:11434``, ``::1`` or a URL."""
+    host = host.strip()
+    try:
+        bare = ipaddress.ip_address(host)
+    except ValueError:
+        return Server("Ollama server", host)
+    return Server("Ollama server", f"[{bare}]" if bare.version == 6 else host)
+
+
+def run(server: Server, work: Work[T], timeout: float, *, sends_key: bool) -> T:
+    """Does some work with a client, within so many seconds.
+
+    Args:
+        server: The server.
+        work: What to do.
+        timeout: Seconds that it may take.
+        sends_key: Whether ``OLLAMA_API_KEY`` may go there.
+
+    Raises:
+        ProviderError: For whatever goes wrong; ``transient`` if it may go right again.
+    """
+    key = os.environ.get("OLLAMA_API_KEY") or None
+    try:
+        _check_url(server)
+        check_key("OLLAMA_API_KEY", key)
+    except ValueError as error:
+        raise ProviderError(str(error)) from None
+    ollama = _imported()
+    server = replace(server, key=key if sends_key else None)
+    return server.exchange(
+        lambda: ollama.AsyncClient(host=server.url, **server.client_options()), work, timeout
+    )
+
+
+async def digests(client: ollama.AsyncClient) -> dict[str, str]:
+    """The models of a server, the newest first: name to digest."""
+    listed = (await client.list()).models
+    return {model.model: model.digest or "" for model in listed if model.model}
+
+
+async def digest_of(client: ollama.AsyncClient, model: str) -> str | None:
+    """The digest of a model; None if the server does not list it."""
+    return {_listed(m): d for m, d in (await digests(client)).items()}.get(_listed(model))
+
+
+async def context_of(client: ollama.AsyncClient, model: str, num_ctx: int) -> int | None:
+    """The context that the server gave a model; if it has unloaded it, what it would give."""
+    loaded = {_listed(m.model or ""): m.context_length for m in (await client.ps()).models}
+    if allocated := loaded.get(_listed(model)):
+        return allocated
+    trained = await trained_context_of(client, model)
+    return trained and min(trained, num_ctx)
+
+
+async def trained_context_of(client: ollama.AsyncClient, model: str) -> int | None:
+    """The context length that a model was trained for; None if the server does not tell."""
+    info = (await client.show(model)).modelinfo or {}
+    length = info.get(f"{info.get('general.architecture')}.context_length")
+    return length if isinstance(length, int) else None
+
+
+async def first_chat_model(client: ollama.AsyncClient) -> str | None:
+    """The newest model that writes text, and runs on the server itself."""
+    for name in await digests(client):
+        if name.endswith("cloud"):
+            continue  # It runs at ollama.com: nothing of a study goes there unasked.
+        shown = await client.show(name)
+        # Older servers do not tell; most embedding models are of this family.
+        is_bert = "bert" in ((shown.details and shown.details.family) or "")
+        if "completion" in (shown.capabilities or ["" if is_bert else "completion"]):
+            return name
+    return None
+
+
+def _listed(model: str) -> str:
+    """The name as the server lists it, of any name that it takes for the model."""
+    name = model.lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+
+
+def _check_url(server: Server) -> None:
+    url = server.url if "://" in server.url else f"http://{server.url}"
+    if not is_http_url(url):
+        raise ValueError(
+            f"`host` {server.host!r} is not the URL of a server, as in `http://127.0.0.1:11434`"
+        )
+    if url.rstrip("/").endswith("/v1"):
+        raise ValueError(
+            f"`host` {server.host!r} ends in /v1, where the server speaks OpenAI's protocol: "
+            "leave /v1 away, or take an OpenAI-compatible provider"
+        )
+
+
+def _imported() -> Any:
+    try:
+        with _IMPORT, _without_environment():
+            import ollama
+    except ModuleNotFoundError as error:
+        raise not_installed("Ollama", "ollama") from error
+    except Exception as error:
+        why = f"the Ollama client cannot be imported: {first_line(error)}"
+        raise ProviderError(why) from error
+    return ollama
+
+
+@contextmanager
+def _without_environment() -> Iterator[None]:
+    """Hides the variables that the package's import would make a client of its own with."""
+    names = {"OLLAMA_HOST", "OLLAMA_API_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if name in names or name.upper().endswith("_PROXY")
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
