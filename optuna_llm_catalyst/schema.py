@@ -89,11 +89,7 @@ def encode(value: Any) -> Any:
 
 
 def _decode(kind: Any, value: Any) -> Any:
-    # Numbers and texts first: there are thousands in a record.
-    if type(value) is kind and (kind is not float or math.isfinite(value)):
-        if kind in (str, int, float, bool):
-            return value
-    origin, args = _parts(kind)
+    origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if origin is Annotated:
@@ -111,11 +107,7 @@ def _decode(kind: Any, value: Any) -> Any:
         return _sequence(origin or kind, args, value)
     if origin in (dict, Mapping) or kind is dict:
         return _mapping(args, value)
-    if kind is float and type(value) is int and abs(value) < 2**1023:
-        return float(value)
-    if type(value) is not kind or kind is float:
-        raise _wrong(_NAMES.get(kind, repr(kind)), value)
-    return value
+    return _scalar(kind, value)
 
 
 def _union(kinds: tuple[Any, ...], value: Any) -> Any:
@@ -168,16 +160,19 @@ def _mapping(args: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return {key: _inside(f".{key}", kind, item) for key, item in value.items()}
 
 
+def _scalar(kind: Any, value: Any) -> Any:
+    if kind is float and type(value) is int and abs(value) < 2**1023:
+        return float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise _wrong(_NAMES.get(kind, repr(kind)), value)
+    return value
+
+
 def _inside(place: str, kind: Any, value: Any) -> Any:
     try:
         return _decode(kind, value)
     except SchemaError as error:
         raise SchemaError(error.problem, place + error.place) from error.__cause__
-
-
-@cache
-def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    return get_origin(kind), get_args(kind)
 
 
 @cache
