@@ -2,7 +2,7 @@
 
 Whether it is open follows from the study's trials, so all workers share it and a restart does not
 forget it. Its pauses are counted in trials, not in seconds: a study that is repeated from its
-recorded replies proposals at the same trials.
+recorded replies makes its requests in the same trials.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ _MAX_PAUSE = 32
 
 
 def n_failures(proposals: Sequence[PastProposal]) -> int:
-    """How many of the last trials that asked failed in a row; open ones do not count."""
+    """How many of the last proposals failed in a row; open ones do not count."""
     streak = 0
-    for ask in reversed(proposals):
-        if ask.succeeded:
+    for proposal in reversed(proposals):
+        if proposal.succeeded:
             break
-        streak += ask.succeeded is False
+        streak += proposal.succeeded is False
     return streak
 
 
 def is_open(proposals: Sequence[PastProposal], trial_number: int) -> bool:
-    """Whether a trial shall do without asking.
+    """Whether a trial shall do without the proposer.
 
-    After three failures in a row the next two trials do, then one proposals again; when it fails,
-    four do, then eight, up to 32. A trial that is asking now counts as the last that failed, so
-    that one worker probes and not all of them.
+    After three failures in a row the next two trials do, then one trial tries again; when it
+    fails, four do without, then eight, up to 32. A proposal that is being made counts as the last
+    that failed, so that one worker tries and not all of them.
 
     Args:
-        proposals: The trials that asked before, oldest first.
-        trial_number: The trial that would ask.
+        proposals: The proposals of earlier trials, oldest first.
+        trial_number: The trial.
     """
     streak = n_failures(proposals)
     if streak < THRESHOLD:
@@ -46,11 +46,11 @@ def is_open(proposals: Sequence[PastProposal], trial_number: int) -> bool:
 
 
 def transition(proposals: Sequence[PastProposal], *, failed: bool) -> str:
-    """What one more answer does to the breaker.
+    """What one more proposal does to the breaker.
 
     Args:
-        proposals: The trials that asked before, oldest first.
-        failed: Whether the answer is a failure.
+        proposals: The proposals of earlier trials, oldest first.
+        failed: Whether the new one failed.
 
     Returns:
         ``opened``, ``still open``, ``closed`` again, or nothing.

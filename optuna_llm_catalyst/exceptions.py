@@ -3,8 +3,8 @@
 ::
 
     CatalystError
-    ├── ProviderError         the LLM could not be reached, or answered with an error
-    ├── InvalidReplyError     the LLM answered, but not with a list of prompts
+    ├── ProviderError         the LLM could not be reached, or its server reports an error
+    ├── InvalidReplyError     the LLM replied, but not with a list of prompts
     ├── DataError             a data folder cannot be used            (a ValueError)
     ├── ModelNotFoundError    a pretrained model cannot be loaded     (a ValueError)
     ├── StudyMismatchError    a study was made with another space     (a ValueError)
@@ -20,7 +20,7 @@ class CatalystError(Exception):
 
 
 class ProviderError(CatalystError):
-    """An LLM could not be reached, or answered with an error.
+    """An LLM could not be reached, or its server reports an error.
 
     Args:
         message: What happened, in one sentence.

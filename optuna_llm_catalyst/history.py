@@ -1,7 +1,7 @@
 """A study as a proposer sees it: ranked, deduplicated prompts and what is being tried now.
 
-Every ask reads the whole study afresh, so the pass over all trials only compares numbers; the
-records, which are JSON, are parsed for the best trials alone.
+Each proposal reads the whole study afresh, so the pass over all trials only compares numbers;
+the records, which are JSON, are parsed for the best trials alone.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import field
-import math
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any
 from typing import Literal
@@ -26,7 +26,9 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.mistakes import Mistakes
+from optuna_llm_catalyst.prompt_space import NAME_PREFIX
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.trajectory import best_swaps
@@ -85,7 +87,7 @@ class Outcome(NamedTuple):
 
 
 class PastProposal(NamedTuple):
-    """A trial that asked the proposer: whether that gave a prompt, None while it is open."""
+    """A trial that requested a proposal: whether that gave a prompt, None while it is open."""
 
     trial_number: int
     succeeded: bool | None
@@ -102,7 +104,7 @@ class History:
         failures: How often a trial of a prompt failed.
         n_finished: Finished stages, complete or pruned, refined ones included.
         outcomes: Finished stages that have a value, refined ones excluded, oldest first.
-        proposals: Trials that asked the proposer, oldest first.
+        proposals: Trials that requested a proposal, oldest first.
         minimize: Whether a lower value is better.
     """
 
@@ -128,53 +130,53 @@ def from_study(
 
     Args:
         study: The study; of any storage, single-objective.
-        space: The prompts' space; trials without its parameters are passed over.
+        space: The prompts' space; trials without a prompt of it are passed over.
         top_k: How many points to return at most.
-        exclude: Number of the trial that proposals, which is not part of its own history.
+        exclude: Number of the trial that proposes, which is not part of its own history.
 
     Raises:
         StudyMismatchError: If the study's prompts are not of this space.
     """
     minimize = study.direction == StudyDirection.MINIMIZE
     token_ids_of = _token_ids_getter(space)
-    finished: list[FrozenTrial] = []
-    token_ids: list[TokenIds] = []
+    tried: list[TokenIds] = []
+    valued: list[FrozenTrial] = []
+    outcomes: list[Outcome] = []
     failures: Counter[TokenIds] = Counter()
     flying: list[FrozenTrial] = []
-    last: FrozenTrial | None = None
     proposals: list[PastProposal] = []
+    last: FrozenTrial | None = None
     for trial in records.all_trials(study):
-        if records.has_own_proposal(trial) and trial.number != exclude:
-            proposals.append(PastProposal(trial.number, records.proposal_succeeded(trial)))
+        if trial.number != exclude:
+            if records.has_own_proposal(trial):
+                succeeded = records.proposal_succeeded(trial)
+                proposals.append(PastProposal(trial.number, succeeded))
+            if trial.state in _UNFINISHED:
+                flying.append(trial)
+        # A trial without a prompt failed before it had one, or is of something else.
+        token_ids = token_ids_of(trial.params)
         if trial.state in _FINISHED:
             last = trial
-            try:
-                token_ids.append(token_ids_of(trial.params))
-            except KeyError:
+            if token_ids is None:
                 continue
-            finished.append(trial)
-        elif trial.state in _UNFINISHED:
-            if trial.number != exclude:
-                flying.append(trial)
-        else:
-            with suppress(KeyError):  # It failed before it had a prompt.
-                failures[token_ids_of(trial.params)] += 1
+            tried.append(token_ids)
+            value = _value(trial, minimize)
+            # A refined stage did not start from its words: it says nothing about them.
+            if value is not None and trial.user_attrs.get("origin") != "refine":
+                valued.append(trial)
+                outcomes.append(Outcome(trial.number, token_ids, value))
+        elif trial.state == TrialState.FAIL and token_ids is not None:
+            failures[token_ids] += 1
     if last is not None:
-        space.check([last])
+        check_trials(space, [last])
     in_flight = _in_flight(flying, space)
     return History(
-        points=_top_points(finished, token_ids, space, minimize=minimize, top_k=top_k),
+        points=_top_points(valued, outcomes, space, minimize=minimize, top_k=top_k),
         in_flight=in_flight,
-        tried=frozenset([*token_ids, *(prompt.token_ids for prompt in in_flight)]),
+        tried=frozenset(tried).union(prompt.token_ids for prompt in in_flight),
         failures=failures,
-        n_finished=len(finished),
-        outcomes=tuple(
-            Outcome(trial.number, ids, value)
-            for trial, ids in zip(finished, token_ids, strict=True)
-            if (value := trial.value) is not None
-            and not math.isnan(value)
-            and trial.user_attrs.get("origin") != "refine"
-        ),
+        n_finished=len(tried),
+        outcomes=tuple(outcomes),
         proposals=tuple(proposals),
         minimize=minimize,
     )
@@ -190,53 +192,99 @@ def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozens
     return frozenset(prompt.token_ids for prompt in _in_flight(trials, space))
 
 
-def _token_ids_getter(space: PromptSpace) -> Callable[[Mapping[str, Any]], TokenIds]:
-    """A function from a trial's params to its token ids: one C call for all names.
+def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
+    """Checks that trials were made with this tokenizer and this number of virtual tokens.
 
-    It raises KeyError for params of something else.
+    Raises:
+        StudyMismatchError: If they were not. The message names the trial and the difference.
     """
-    names = space.param_names
-    if len(names) == 1:
-        return lambda params: (params[names[0]],)
-    return itemgetter(*names)
+    for trial in trials:
+        names = [name for name in trial.distributions if name.startswith(NAME_PREFIX)]
+        # A trial that died between two suggestions has some of the names only.
+        if trial.state in _FINISHED and names and set(names) != set(space.param_names):
+            raise StudyMismatchError(
+                f"Trial {trial.number} has a prompt of {len(names)} virtual tokens, this "
+                f"space {space.num_virtual_tokens}. Use the same number, or a new study name."
+            )
+        sizes = {getattr(trial.distributions[name], "high", -1) + 1 for name in names}
+        other_sizes = sizes - {space.vocab_size}
+        if other_sizes:
+            raise StudyMismatchError(
+                f"Trial {trial.number} was made with a vocabulary of {other_sizes.pop()} "
+                f"tokens, this tokenizer has {space.vocab_size}. Use the model of the study, "
+                "or a new study name."
+            )
+        token_ids = _token_ids_getter(space)(trial.params)
+        text = records.load(trial, "prompt", str)
+        if token_ids is None or text is None:
+            continue
+        read = space.from_token_ids(token_ids).text
+        if read != text:
+            raise StudyMismatchError(
+                f"Trial {trial.number} started from {text!r}, which this tokenizer reads as "
+                f"{read!r}. Use the model of the study, or a new study name."
+            )
+
+
+def _value(trial: FrozenTrial, minimize: bool) -> float | None:
+    """A trial's value; of a pruned one the best that it reported, as Optuna keeps the last."""
+    if trial.state == TrialState.PRUNED:
+        reported = [v for v in trial.intermediate_values.values() if v == v]  # No NaN.
+        if reported:
+            return min(reported) if minimize else max(reported)
+    value = trial.value
+    return value if value == value else None
+
+
+def _token_ids_getter(space: PromptSpace) -> Callable[[Mapping[str, Any]], TokenIds | None]:
+    """A function from parameters to the token ids of their prompt, None if they have none.
+
+    It is called for each trial of a study: one C call gets all names.
+    """
+    names, size = space.param_names, space.vocab_size
+    get = itemgetter(*names)
+
+    def token_ids_of(params: Mapping[str, Any]) -> TokenIds | None:
+        try:
+            token_ids: TokenIds = get(params) if len(names) > 1 else (get(params),)
+            # Optuna lets anything be enqueued, and runs it.
+            return token_ids if 0 <= min(token_ids) and max(token_ids) < size else None
+        except (KeyError, TypeError):
+            return None
+
+    return token_ids_of
 
 
 def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[RestartPrompt, ...]:
-    token_ids_of = _token_ids_getter(space)
     found: dict[TokenIds, None] = {}
     for trial in trials:
-        proposal = records.load(trial, "proposal") or {}
-        token_ids: Sequence[int] = proposal.get("token_ids", ())
-        for params in (trial.system_attrs.get("fixed_params", {}), trial.params):
-            with suppress(KeyError):
-                token_ids = token_ids_of(params)
-        # Optuna lets anything be enqueued; what is no prompt of the space cannot collide.
-        inside = all(0 <= token_id < space.vocab_size for token_id in token_ids)
-        if inside and len(token_ids) == space.num_virtual_tokens:
+        proposal = records.load(trial, "proposal", records.ProposalRecord)
+        token_ids: Sequence[Any] = proposal.token_ids if proposal else ()
+        for params in (records.enqueued_params(trial), trial.params):
+            if params.keys() >= set(space.param_names):
+                token_ids = [params[name] for name in space.param_names]
+        if space.is_prompt(token_ids):
             found[tuple(token_ids)] = None
     return tuple(space.from_token_ids(token_ids) for token_ids in found)
 
 
 def _top_points(
     trials: Sequence[FrozenTrial],
-    token_ids: Sequence[TokenIds],
+    outcomes: Sequence[Outcome],
     space: PromptSpace,
     *,
     minimize: bool,
     top_k: int,
 ) -> tuple[HistoryPoint, ...]:
     sign = 1.0 if minimize else -1.0
-    values = [trial.value for trial in trials]
-    ranks = np.array([math.nan if value is None else sign * value for value in values])
     points: dict[TokenIds, HistoryPoint] = {}
     ranked: list[FrozenTrial] = []
     # The same prompt may have been trained more than once: its best stage speaks for it.
-    for i in np.argsort(ranks, kind="stable"):
-        if len(points) == top_k or math.isnan(ranks[i]):
+    for i in np.argsort([sign * outcome.value for outcome in outcomes], kind="stable"):
+        if len(points) == top_k:
             break
-        # A refined stage did not start from its words: it says nothing about them.
-        if token_ids[i] not in points and trials[i].user_attrs.get("origin") != "refine":
-            points[token_ids[i]] = _stage_point(trials[i], space.from_token_ids(token_ids[i]))
+        if outcomes[i].token_ids not in points:
+            points[outcomes[i].token_ids] = _stage_point(trials[i], outcomes[i], space)
             ranked.append(trials[i])
     # A value after training and a value without are different things: prompts that were never
     # trained fill up a short history and are ranked among themselves.
@@ -248,17 +296,20 @@ def _top_points(
     return tuple(points.values())
 
 
-def _stage_point(trial: FrozenTrial, prompt: RestartPrompt) -> HistoryPoint:
+def _stage_point(trial: FrozenTrial, outcome: Outcome, space: PromptSpace) -> HistoryPoint:
     trajectory = records.load_trajectory(trial)
     points = trajectory.points if trajectory else ()
     best = trajectory.best if trajectory else None
     reported = trial.intermediate_values
-    assert trial.value is not None
+    prompt = space.from_token_ids(outcome.token_ids)
+    proposal = records.load(trial, "proposal", records.ProposalRecord)
+    if proposal and proposal.token_ids == outcome.token_ids:
+        prompt = replace(prompt, n_truncated=proposal.n_truncated)
     return HistoryPoint(
         prompt=prompt,
         kind="stage",
         trial_number=trial.number,
-        value=trial.value,
+        value=outcome.value,
         before=reported[min(reported)] if reported else None,
         accuracy_before=points[0].accuracy if points else None,
         accuracy=best.accuracy if best else None,
@@ -271,15 +322,16 @@ def _stage_point(trial: FrozenTrial, prompt: RestartPrompt) -> HistoryPoint:
 
 def _untrained_points(
     trials: Iterable[FrozenTrial], space: PromptSpace, *, lower_is_better: bool
-) -> Iterable[HistoryPoint]:
+) -> Iterator[HistoryPoint]:
+    known: list[tuple[int, Literal["candidate", "projection"], TokenIds, float | None]] = []
     for trial in trials:
-        for candidate in (records.load(trial, "proposal") or {}).get("candidates", ()):
-            if candidate.get("score") is not None:
-                prompt = space.from_token_ids(candidate["token_ids"])
-                yield HistoryPoint(prompt, "candidate", trial.number, candidate["score"])
+        proposal = records.load(trial, "proposal", records.ProposalRecord)
+        for candidate in proposal.candidates if proposal else ():
+            known.append((trial.number, "candidate", candidate.token_ids, candidate.score))
         trajectory = records.load_trajectory(trial)
         # The loss of projected words is comparable with the study's value if that is a loss.
         for point in trajectory.points if trajectory and lower_is_better else ():
-            if point.hard_loss is not None and len(point.token_ids) == space.num_virtual_tokens:
-                prompt = space.from_token_ids(point.token_ids)
-                yield HistoryPoint(prompt, "projection", trial.number, point.hard_loss)
+            known.append((trial.number, "projection", point.token_ids, point.hard_loss))
+    for number, kind, token_ids, value in known:
+        if value is not None and space.is_prompt(token_ids):
+            yield HistoryPoint(space.from_token_ids(token_ids), kind, number, value)

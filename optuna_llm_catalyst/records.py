@@ -4,35 +4,67 @@ The only module that touches Optuna's private storage calls. A record ``name`` i
 ``llm_catalyst:name:0``, ``:1``, … of at most 2045 characters each (the limit that Optuna's own
 samplers keep for every storage) and, written last, ``llm_catalyst:name``, the number of chunks:
 a process killed between two writes leaves no half record.
+
+Anyone who reaches the storage can change a record. So it is read as a type; what does not fit
+counts as absent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from dataclasses import is_dataclass
+from functools import lru_cache
 import json
+import os
 from typing import Any
 from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import optuna
+from optuna.samplers import PartialFixedSampler
 from optuna.trial import Trial
 from optuna.trial import TrialState
 
+from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.mistakes import Mistakes
+from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.trajectory import Trajectory
 
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
     from optuna.trial import BaseTrial
     from optuna.trial import FrozenTrial
+
+T = TypeVar("T")
 
 PREFIX = "llm_catalyst:"
 MAX_CHUNK = 2045
 #: The longest text that is kept; a meta-prompt that fills a context of 8192 tokens is shorter.
 MAX_TEXT = 32_000
-#: Marks a trial whose proposer was asked, from before it is asked, and what came of it.
-_ASKED = f"{PREFIX}asked"
-_ANSWERED = f"{PREFIX}answered"
+#: Marks a trial of which a proposal is requested, before it is, and what came of it.
+_REQUESTED = f"{PREFIX}asked"
+_SUCCEEDED = f"{PREFIX}answered"
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")
+
+
+@dataclass(frozen=True)
+class CandidateRecord:
+    """A candidate, and its value without training if it was screened."""
+
+    token_ids: tuple[int, ...]
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class ProposalRecord:
+    """What is read of the record ``proposal``: the prompt that runs, and all candidates."""
+
+    token_ids: tuple[int, ...] = ()
+    n_truncated: int = 0
+    candidates: tuple[CandidateRecord, ...] = ()
 
 
 def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
@@ -47,11 +79,7 @@ def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
 
 def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
     """The trajectory recorded on a trial; None if there is none that can be read."""
-    payload = load(trial, "trajectory")
-    try:
-        return None if payload is None else Trajectory.from_json(payload)
-    except (KeyError, TypeError, ValueError):
-        return None  # Written by another version.
+    return load(trial, "trajectory", Trajectory)
 
 
 def record_mistakes(trial: BaseTrial, mistakes: Mistakes) -> None:
@@ -61,18 +89,13 @@ def record_mistakes(trial: BaseTrial, mistakes: Mistakes) -> None:
 
 def load_mistakes(trial: BaseTrial | FrozenTrial) -> Mistakes | None:
     """The mistakes recorded on a trial; None if there are none that can be read."""
-    payload = load(trial, "mistakes")
-    try:
-        return None if payload is None else Mistakes.from_json(payload)
-    except (KeyError, TypeError, ValueError):
-        return None  # Written by another version.
+    return load(trial, "mistakes", Mistakes)
 
 
-def save(trial: BaseTrial, name: str, payload: Mapping[str, Any]) -> None:
+def save(trial: BaseTrial, name: str, payload: Any) -> None:
     """Saves a record on a running trial, or on one that lives in no storage."""
     if isinstance(trial, Trial):
-        for key, value in _entries(name, payload, _system_attrs(trial)):
-            trial.storage.set_trial_system_attr(trial._trial_id, key, value)
+        _write(trial.storage, trial._trial_id, name, payload)
     else:
         _system_attrs(trial).update(_entries(name, payload, {}))
 
@@ -82,32 +105,55 @@ def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str
 
     Other workers see it before the parameters themselves are set.
     """
-    for key, value in _entries("proposal", proposal, trial.system_attrs):
-        study._storage.set_trial_system_attr(trial._trial_id, key, value)
+    _write(study._storage, trial._trial_id, "proposal", proposal)
+
+
+def load(trial: BaseTrial | FrozenTrial, name: str, kind: type[T]) -> T | None:
+    """A record of a trial; None if it is missing, was not written to its end or does not fit.
+
+    A record that does not fit is named once in the log.
+
+    Args:
+        trial: The trial.
+        name: The record's name.
+        kind: The type to read it as, see :func:`~optuna_llm_catalyst.schema.decode`. The value
+            of a dataclass is shared between calls.
+    """
+    attrs = _system_attrs(trial)
+    n_chunks = attrs.get(PREFIX + name)
+    if n_chunks is None:
+        return None
+    try:
+        text = "".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks))
+        return _parse_shared(text, kind) if is_dataclass(kind) else _parse(text, kind)
+    # Whatever somebody wrote there: JSON that is none, is too deep, or is of another form.
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        _name_unreadable(trial.number, name, f"{type(error).__name__}: {error}"[:200])
+        return None
 
 
 def mark_proposal_started(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Marks a running trial as one that asks a proposer, before it does."""
-    study._storage.set_trial_system_attr(trial._trial_id, _ASKED, trial.number)
+    """Marks a running trial as one for which a proposal is requested, before it is."""
+    study._storage.set_trial_system_attr(trial._trial_id, _REQUESTED, trial.number)
 
 
 def mark_proposal_ended(study: optuna.Study, trial: FrozenTrial, *, succeeded: bool) -> None:
-    """Marks a running trial that asked with what came of it."""
-    study._storage.set_trial_system_attr(trial._trial_id, _ANSWERED, succeeded)
+    """Marks a running trial with what came of its request."""
+    study._storage.set_trial_system_attr(trial._trial_id, _SUCCEEDED, succeeded)
 
 
 def proposal_succeeded(trial: FrozenTrial) -> bool | None:
-    """Whether a trial that asked got a prompt; None while it is not known."""
-    succeeded = trial.system_attrs.get(_ANSWERED)
+    """Whether the request of a trial gave a prompt; None while it is not known."""
+    succeeded = trial.system_attrs.get(_SUCCEEDED)
     return succeeded if isinstance(succeeded, bool) else None
 
 
 def has_own_proposal(trial: FrozenTrial) -> bool:
-    """Whether a trial itself asked a proposer.
+    """Whether a trial itself requested a proposal.
 
-    A trial that Optuna runs again after a crash inherits the mark without asking again.
+    A trial that Optuna runs again after a crash inherits the mark without a request of its own.
     """
-    return trial.system_attrs.get(_ASKED) == trial.number
+    return trial.system_attrs.get(_REQUESTED) == trial.number
 
 
 def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any) -> None:
@@ -115,17 +161,32 @@ def set_user_attr(study: optuna.Study, trial: FrozenTrial, key: str, value: Any)
     study._storage.set_trial_user_attr(trial._trial_id, key, value)
 
 
-def load(trial: BaseTrial | FrozenTrial, name: str) -> dict[str, Any] | None:
-    """A record of a trial; None if it is missing or was not written to its end."""
-    attrs = _system_attrs(trial)
-    n_chunks = attrs.get(PREFIX + name)
-    if not isinstance(n_chunks, int):
-        return None
-    try:
-        payload = json.loads("".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks)))
-    except (KeyError, ValueError):
-        return None
-    return payload if isinstance(payload, dict) else None
+def see_user_attrs(trial: BaseTrial) -> None:
+    """Shows a live trial the user attributes that its sampler set in the storage."""
+    if isinstance(trial, Trial):
+        stored = trial.storage.get_trial(trial._trial_id).user_attrs
+        trial._cached_frozen_trial.user_attrs.update(stored)
+
+
+def enqueued_params(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
+    """The parameters that ``enqueue_trial`` gave a trial."""
+    params = _system_attrs(trial).get("fixed_params")
+    return params if isinstance(params, Mapping) else {}
+
+
+def fixed_by_sampler(study: optuna.Study) -> dict[str, Any]:
+    """The parameters that ``PartialFixedSampler`` fixes; the outermost one counts."""
+    fixed: dict[str, Any] = {}
+    sampler = study.sampler
+    while isinstance(sampler, PartialFixedSampler):
+        fixed = {**sampler._fixed_params, **fixed}
+        sampler = sampler._base_sampler
+    return fixed
+
+
+def identity(study: optuna.Study) -> tuple[int, BaseStorage, int]:
+    """What tells a study from all others in this process, and this process from its forks."""
+    return os.getpid(), study._storage, study._study_id
 
 
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -169,9 +230,13 @@ def clip(text: str, limit: int = MAX_TEXT) -> str:
     return f"{text[:limit]}… [{len(text) - limit} characters cut]"
 
 
-def _entries(
-    name: str, payload: Mapping[str, Any], present: Mapping[str, Any]
-) -> list[tuple[str, Any]]:
+def _write(storage: BaseStorage, trial_id: int, name: str, payload: Any) -> None:
+    present = storage.get_trial(trial_id).system_attrs
+    for key, value in _entries(name, payload, present):
+        storage.set_trial_system_attr(trial_id, key, value)
+
+
+def _entries(name: str, payload: Any, present: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The attributes of a record, in the order in which they must be written."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     chunks = [text[i : i + MAX_CHUNK] for i in range(0, len(text), MAX_CHUNK)]
@@ -182,6 +247,23 @@ def _entries(
         # A record that is overwritten is none until it is whole again.
         entries.insert(0, (PREFIX + name, None))
     return [*entries, (PREFIX + name, len(chunks))]
+
+
+def _parse(text: str, kind: type[T]) -> T:
+    return decode(kind, json.loads(text))
+
+
+#: Each proposal reads the best trials again: what was parsed once is kept.
+_parse_shared = lru_cache(maxsize=256)(_parse)
+
+
+@lru_cache(maxsize=10_000)
+def _name_unreadable(number: int, name: str, why: str) -> None:
+    """Logs the same line once."""
+    _logger.warning(
+        f"The record {PREFIX + name!r} of trial {number} cannot be read and counts as absent: "
+        f"{one_line(why)}"
+    )
 
 
 def _system_attrs(trial: BaseTrial | FrozenTrial) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Optuna's sampler hooks: when a restart prompt is wanted, and what becomes of an answer."""
+"""The sampler: Optuna's hooks, and when a restart prompt is wanted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.planner import RestartPlanner
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.planner import seed_sequence
+from optuna_llm_catalyst.prefetch import Prefetch
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
@@ -35,7 +36,7 @@ class LLMCatalystSampler(BaseSampler):
     """Lets an LLM choose where each stage of prompt tuning starts again.
 
     Each trial is one stage of gradient descent (arXiv 2405.19732). The sampler reads the study's
-    history, asks a proposer for candidates, drops those already tried, screens the rest and
+    history, requests candidates of a proposer, drops those already tried, screens the rest and
     starts from the best. It holds configuration only: everything it learns is in the study.
 
     When the LLM fails in any way, the candidates come from mutation and the trial's record says
@@ -52,12 +53,12 @@ class LLMCatalystSampler(BaseSampler):
         proposer:
             A proposer of your own in place of ``llm`` and ``task_description``.
         n_startup_trials:
-            Stages that start from ``startup_prompts`` or random words before the proposer is
-            asked. Default: as many as there are startup prompts, or 3.
+            Stages before the first proposal. Those beyond the startup prompts start from random
+            words. Default: as many as there are startup prompts, or 3.
         startup_prompts:
-            Texts of the first stages. Those beyond their number start from random whole words.
+            Texts of the first stages. All of them are tried, in their order.
         n_candidates:
-            How many prompts the proposer is asked for.
+            How many prompts are requested of the proposer.
         top_k:
             How many prompts of the history it is shown.
         screen:
@@ -68,9 +69,13 @@ class LLMCatalystSampler(BaseSampler):
             Samples every parameter that is not the prompt, jointly if it can.
             Default: :class:`optuna.samplers.TPESampler`, seeded per trial.
         prefetch:
-            Ask for the next restart while a stage trains, so that the LLM's time costs none. The
+            Request the next restart while a stage trains, so that the LLM's time costs none. The
             LLM then does not see how the stage that is training ends. Off, results do not depend
             on timing.
+        ignore_failures_before:
+            A proposer that keeps failing is left alone for some trials. Failures in trials below
+            this number do not count: pass the number of the study's trials when the LLM has just
+            been reached.
         seed:
             Seed of everything random, combined with the trial's number. ``None`` for no seed.
 
@@ -99,6 +104,7 @@ class LLMCatalystSampler(BaseSampler):
         screen: Screen | None = None,
         independent_sampler: BaseSampler | None = None,
         prefetch: bool = False,
+        ignore_failures_before: int = 0,
         seed: int | None = None,
     ) -> None:
         if llm is not None and proposer is not None:
@@ -111,6 +117,7 @@ class LLMCatalystSampler(BaseSampler):
             ("n_startup_trials", n_startup_trials, max(1, len(startup_prompts))),
             ("n_candidates", n_candidates, 1),
             ("top_k", top_k, 1),
+            ("ignore_failures_before", ignore_failures_before, 0),
             ("seed", 0 if seed is None else seed, 0),
         ):
             if value < least:
@@ -118,21 +125,20 @@ class LLMCatalystSampler(BaseSampler):
         if proposer is None:
             proposer = LLMProposer(llm, task_description) if llm else MutationProposer()
         self._space = space
-        self._planner = (
-            None
-            if space is None
-            else RestartPlanner(
-                space,
-                proposer,
+        self._planner: RestartPlanner | None = None
+        if space is not None:
+            self._planner = RestartPlanner(
+                space=space,
+                proposer=proposer,
+                startup_prompts=[space.from_text(text, warn=True) for text in startup_prompts],
                 n_startup_trials=n_startup_trials,
-                startup_prompts=[space.from_text(text) for text in startup_prompts],
                 n_candidates=n_candidates,
                 top_k=top_k,
                 screen=screen,
                 seed=seed,
-                prefetch=prefetch,
+                ignore_failures_before=ignore_failures_before,
+                prefetch=Prefetch() if prefetch else None,
             )
-        )
         self._independent_sampler = independent_sampler
         self._seed = seed
 
@@ -166,12 +172,17 @@ class LLMCatalystSampler(BaseSampler):
             for name, distribution in rest.items():
                 if name not in params:
                     params[name] = self.sample_independent(study, trial, name, distribution)
-        # A prompt that was enqueued is there already, whatever else of its trial is sampled.
-        enqueued = prompt_names <= trial.system_attrs.get("fixed_params", {}).keys()
-        if self._space is not None and prompt_names <= search_space.keys() and not enqueued:
-            assert self._planner is not None
-            prompt = self._planner.restart_prompt(study, trial)
-            params.update(self._space.to_params(prompt))
+        if self._space is not None:
+            fixed = self._space.fixed_ids(
+                trial.number,
+                {**records.fixed_by_sampler(study), **records.enqueued_params(trial)},
+            )
+            free = [name for i, name in enumerate(self._space.param_names) if i not in fixed]
+            # A prompt of which every token is fixed is there already.
+            if free and search_space.keys() >= set(free):
+                assert self._planner is not None
+                prompt = self._space.to_params(self._planner.restart_prompt(study, trial, fixed))
+                params.update({name: prompt[name] for name in free})
         return params
 
     def sample_independent(

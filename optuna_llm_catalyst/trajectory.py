@@ -1,16 +1,19 @@
-"""What a stage leaves behind: a trajectory of points, projected to words. JSON in and out."""
+"""What a stage leaves behind: a trajectory of points, projected to words."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from typing import Any
 
+from optuna_llm_catalyst.schema import AnyFloat
+from optuna_llm_catalyst.schema import encode
+from optuna_llm_catalyst.schema import Row
+
 
 @dataclass(frozen=True)
-class Swap:
+class Swap(Row):
     """A word in place of another, at one position of a prompt.
 
     Attributes:
@@ -24,12 +27,12 @@ class Swap:
     position: int
     old: str
     new: str
-    predicted: float
+    predicted: AnyFloat
     measured: float | None = None
 
 
 @dataclass(frozen=True)
-class DriftWord:
+class DriftWord(Row):
     """A word towards which a virtual token has moved.
 
     Attributes:
@@ -40,7 +43,7 @@ class DriftWord:
 
     position: int
     word: str
-    cosine: float
+    cosine: AnyFloat
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class TrajectoryPoint:
 
     step: int
     words: tuple[str, ...]
-    loss: float
+    loss: AnyFloat
     accuracy: float | None = None
     hard_loss: float | None = None
     token_ids: tuple[int, ...] = ()
@@ -103,56 +106,12 @@ class Trajectory:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of strings, numbers, lists and None; no NaN, which JSON does not know."""
-        return {"points": [_point_to_json(point) for point in self.points]}
-
-    @staticmethod
-    def from_json(payload: Mapping[str, Any]) -> Trajectory:
-        """The inverse of :meth:`to_json`; losses that were not finite come back as NaN."""
-        return Trajectory(tuple(_point_from_json(point) for point in payload["points"]))
-
-
-def _point_to_json(point: TrajectoryPoint) -> dict[str, Any]:
-    return {
-        "step": point.step,
-        "words": list(point.words),
-        "loss": finite_or_none(point.loss),
-        "accuracy": finite_or_none(point.accuracy),
-        "hard_loss": finite_or_none(point.hard_loss),
-        "token_ids": list(point.token_ids),
-        "drift": [[d.position, d.word, finite_or_none(d.cosine)] for d in point.drift],
-        "swaps": [
-            [s.position, s.old, s.new, finite_or_none(s.predicted), finite_or_none(s.measured)]
-            for s in point.swaps
-        ],
-    }
-
-
-def _point_from_json(payload: Mapping[str, Any]) -> TrajectoryPoint:
-    return TrajectoryPoint(
-        step=payload["step"],
-        words=tuple(payload["words"]),
-        loss=_nan_if_none(payload["loss"]),
-        accuracy=payload["accuracy"],
-        hard_loss=payload["hard_loss"],
-        token_ids=tuple(payload["token_ids"]),
-        drift=tuple(
-            DriftWord(position, word, _nan_if_none(cosine))
-            for position, word, cosine in payload["drift"]
-        ),
-        swaps=tuple(
-            Swap(position, old, new, _nan_if_none(predicted), measured)
-            for position, old, new, predicted, measured in payload["swaps"]
-        ),
-    )
+        return dict(encode(self))
 
 
 def finite_or_none(value: float | None) -> float | None:
     """The value, or None where JSON has no word for it."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _nan_if_none(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def best_swaps(points: Sequence[TrajectoryPoint]) -> tuple[Swap, ...]:

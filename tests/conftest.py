@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import ExitStack
+import logging
 from pathlib import Path
 
 from hypothesis import settings
@@ -31,6 +32,23 @@ def sqlite_storage(path: Path) -> Iterator[BaseStorage]:
         backend = storage._backend
         assert isinstance(backend, RDBStorage)
         backend.engine.dispose()
+
+
+@contextmanager
+def logged(name: str, level: int = logging.WARNING) -> Iterator[list[str]]:
+    """The lines that a user would see of a logger, in their order."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Keep(level)
+    logging.getLogger(name).addHandler(handler)
+    try:
+        yield lines
+    finally:
+        logging.getLogger(name).removeHandler(handler)
 
 
 @pytest.fixture(params=["in_memory", "sqlite", "journal"])

@@ -43,7 +43,7 @@ def simulated(n_trials: int, answers: Callable[[int], bool]) -> list[PastProposa
 
 
 @given(ASKS)
-def test_failures_are_counted_from_the_end_as_if_open_asks_were_not_there(
+def test_failures_are_counted_from_the_end(
     proposals: list[PastProposal],
 ) -> None:
     closed = [ask.succeeded for ask in proposals if ask.succeeded is not None]
@@ -70,7 +70,7 @@ def test_below_the_threshold_it_is_never_open(proposals: list[PastProposal], num
 
 
 @given(ASKS)
-def test_a_pause_is_one_stretch_of_trials_after_the_last_that_asked(
+def test_a_pause_is_one_stretch_of_trials(
     proposals: list[PastProposal],
 ) -> None:
     last = proposals[-1].trial_number if proposals else 0

@@ -119,7 +119,7 @@ def test_the_ranking_is_that_of_the_slow_obvious_way(
     assert past.tried == running | {token_ids for *_, token_ids in finished}
 
 
-def test_a_prompt_that_was_trained_often_does_not_crowd_out_the_others() -> None:
+def test_a_prompt_that_was_trained_often_counts_once() -> None:
     study = optuna.create_study()
     for value in (0.5, 0.1, 0.2, 0.3, 0.4, 0.1):
         add(study, "calm answer", value)
@@ -136,18 +136,30 @@ def test_an_empty_study_is_an_empty_history() -> None:
     assert past == history.History()
 
 
-def test_a_pruned_stage_counts_with_its_last_report_and_says_so() -> None:
-    study = optuna.create_study()
-    add(study, "calm answer", None, state=TrialState.PRUNED, reported=[0.9, 0.7])
-    add(study, "quick topic", 0.8)
+@pytest.mark.parametrize(
+    ("direction", "reported", "value"),
+    [
+        ("minimize", [0.9, 0.7, 0.75], 0.7),
+        ("maximize", [0.1, 0.7, 0.65], 0.7),
+        ("minimize", [0.9, float("nan"), 0.7, float("nan")], 0.7),
+        ("minimize", [0.7], 0.7),
+    ],
+)
+def test_a_pruned_stage_counts_with_its_best_report(
+    direction: str, reported: list[float], value: float
+) -> None:
+    study = optuna.create_study(direction=direction)
+    add(study, "calm answer", None, state=TrialState.PRUNED, reported=reported)
+    add(study, "quick topic", 0.8 if direction == "minimize" else 0.6)
     past = history.from_study(study, SPACE, top_k=5)
     assert [(p.prompt.text, p.value, p.pruned) for p in past.points] == [
-        ("calm answer", 0.7, True),
-        ("quick topic", 0.8, False),
+        ("calm answer", value, True),
+        ("quick topic", 0.8 if direction == "minimize" else 0.6, False),
     ]
+    assert past.outcomes[0].value == value
 
 
-def test_a_stage_pruned_before_any_report_was_tried_but_is_not_ranked() -> None:
+def test_a_stage_pruned_before_any_report_is_not_ranked() -> None:
     study = optuna.create_study()
     add(study, "calm answer", None, state=TrialState.PRUNED)
     past = history.from_study(study, SPACE, top_k=5)
@@ -185,7 +197,7 @@ def test_a_study_of_another_space_is_refused() -> None:
             history.from_study(study, other, top_k=5)
 
 
-def test_what_is_no_prompt_of_the_space_is_not_in_flight() -> None:
+def test_what_is_no_prompt_is_not_in_flight() -> None:
     study = optuna.create_study()
     study.enqueue_trial({"prompt[0]": 0, "prompt[1]": SPACE.vocab_size})
     assert history.from_study(study, SPACE, top_k=5).in_flight == ()
@@ -233,6 +245,18 @@ def test_what_a_stage_found_out_is_told_with_its_prompt() -> None:
     assert told.drift == (drift,)
 
 
+@pytest.mark.parametrize(("text", "n_truncated"), [("calm answer", 2), ("quick topic", 0)])
+def test_a_prompt_that_was_cut_says_so(text: str, n_truncated: int) -> None:
+    """If the record is of the prompt that ran."""
+    study = optuna.create_study()
+    trial = add(study, "calm answer", None, state=TrialState.RUNNING)
+    records.save(trial, "proposal", {"token_ids": list(ids(text)), "n_truncated": 2})
+    study.tell(trial, 0.5)
+    (told,) = history.from_study(study, SPACE, top_k=1).points
+    assert told.prompt.text == "calm answer"
+    assert told.prompt.n_truncated == n_truncated
+
+
 def test_a_stage_that_recorded_nothing_is_told_all_the_same() -> None:
     study = optuna.create_study()
     add(study, "calm answer", 0.6)
@@ -264,7 +288,7 @@ def test_screened_candidates_fill_up_a_short_history(direction: str, order: list
     assert history.from_study(study, SPACE, top_k=9).tried == {ids("calm answer")}
 
 
-def test_projections_fill_up_a_short_history_if_the_value_is_a_loss() -> None:
+def test_projections_fill_up_a_short_history_of_losses() -> None:
     points = [
         point(0, "calm answer", 0.9, hard_loss=0.9),
         point(5, "calm label", 0.6, hard_loss=0.8),
@@ -384,7 +408,7 @@ def test_a_trial_that_asked_is_told_whatever_became_of_it(
     assert history.from_study(study, SPACE, top_k=1, exclude=2) == past
 
 
-def test_asks_are_told_oldest_first_without_the_trial_that_asks_now() -> None:
+def test_proposals_are_told_oldest_first() -> None:
     study = optuna.create_study()
     origins = ["llm", None, "mutation", "llm", None]
     for origin in origins:
@@ -404,7 +428,7 @@ def retried(study: optuna.Study, trial: optuna.Trial) -> optuna.Trial:
 
 
 @pytest.mark.parametrize("origin", ["llm", "mutation", None])
-def test_a_trial_that_is_run_again_after_a_crash_did_not_ask(
+def test_a_retried_trial_has_no_proposal_of_its_own(
     storage: BaseStorage, origin: str | None
 ) -> None:
     study = optuna.create_study(storage=storage)
@@ -426,7 +450,7 @@ def test_a_trial_that_is_run_again_after_a_crash_did_not_ask(
 
 def test_mistakes_are_told_with_the_stage_that_made_them(storage: BaseStorage) -> None:
     study = optuna.create_study(storage=storage)
-    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], ["a", "b", "c"])
+    made = Mistakes.of(["food", "tool", "food"], ["tool", "tool", "food"], [("a", "b")] * 3)
     for text, mistakes in (("calm answer", made), ("quick topic", None)):
         trial = add(study, text, None, state=TrialState.RUNNING)
         if mistakes is not None:

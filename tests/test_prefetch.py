@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 import copy
+import os
 import pickle
 import threading
 import time
 from typing import Any
+from typing import TypeVar
 
 import optuna
 import pytest
@@ -17,12 +20,14 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
 from tests.toy_stage import reply
+from tests.toy_stage import run_python
 from tests.toy_stage import texts
 from tests.toy_stage import told
 from tests.toy_stage import ToyObjective
 from tests.toy_stage import word_space
 
 
+T = TypeVar("T")
 SPACE = word_space(3)
 PROMPTS = texts(20)
 
@@ -61,10 +66,10 @@ def until(done: Any) -> None:
 
 
 def proposal(trial: Any) -> dict[str, Any]:
-    return records.load(trial, "proposal") or {}
+    return records.load(trial, "proposal", dict[str, Any]) or {}
 
 
-def test_the_next_restart_is_asked_for_while_a_stage_trains() -> None:
+def test_the_next_restart_is_requested_while_a_stage_trains() -> None:
     provider = Slow()
     study = optuna.create_study(sampler=sampler_of(provider))
     stage = ToyObjective(SPACE)
@@ -91,16 +96,40 @@ def test_the_next_restart_is_asked_for_while_a_stage_trains() -> None:
         )
 
 
-def test_without_prefetch_nothing_is_asked_ahead_and_timing_changes_nothing() -> None:
-    studies = []
-    for _ in range(2):
+def held(work: Callable[[], T]) -> T:
+    """Does the work in another thread, and only once this one waits for it."""
+    waiting, done = threading.Event(), threading.Event()
+    results: list[T] = []
+
+    def late() -> None:
+        assert waiting.wait(30)
+        results.append(work())
+        done.set()
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    waiting.set()
+    assert done.wait(30)
+    thread.join()
+    return results[0]
+
+
+@pytest.mark.parametrize("slow_llm", [False, True])
+@pytest.mark.parametrize("slow_stage", [False, True])
+def test_without_prefetch_timing_changes_nothing(slow_llm: bool, slow_stage: bool) -> None:
+    def study_of(llm_is_slow: bool, stage_is_slow: bool) -> optuna.Study:
         provider = Slow()
+        complete, stage = provider.complete, ToyObjective(SPACE)
+        if llm_is_slow:
+            provider.complete = lambda request: held(lambda: complete(request))  # type: ignore[method-assign]
         study = optuna.create_study(sampler=sampler_of(provider, prefetch=False))
-        study.optimize(ToyObjective(SPACE), n_trials=5)
+        study.optimize(lambda t: held(lambda: stage(t)) if stage_is_slow else stage(t), n_trials=5)
         assert len(provider.asked) == 3
-        assert [proposal(t)["history_seen"]["n_finished"] for t in study.trials[2:]] == [2, 3, 4]
-        studies.append(told(study))
-    assert studies[0] == studies[1]
+        return study
+
+    quick, slow = study_of(False, False), study_of(slow_llm, slow_stage)
+    assert [proposal(t)["history_seen"]["n_finished"] for t in slow.trials[2:]] == [2, 3, 4]
+    assert told(slow) == told(quick)
 
 
 def test_copies_and_pickles_drop_the_request_in_flight() -> None:
@@ -115,7 +144,8 @@ def test_copies_and_pickles_drop_the_request_in_flight() -> None:
 
 def n_in_flight(sampler: LLMCatalystSampler) -> int:
     assert sampler._planner is not None
-    return len(sampler._planner._prefetched)
+    assert sampler._planner.prefetch is not None
+    return len(sampler._planner.prefetch._under_way)
 
 
 class Picklable:
@@ -128,18 +158,64 @@ class Picklable:
         return Completion(reply(PROMPTS[5]), "reply")
 
 
-def test_a_request_of_one_study_is_not_answered_in_another() -> None:
+def test_studies_of_one_name_in_two_storages_keep_their_proposals() -> None:
     provider = Slow()
-    sampler = sampler_of(provider, startup_prompts=PROMPTS[:1])
-    first, second = (optuna.create_study(sampler=sampler) for _ in range(2))
-    first.optimize(ToyObjective(SPACE), n_trials=1)
+    sampler = sampler_of(provider)
+    studies = [optuna.create_study(sampler=sampler, study_name="s") for _ in range(2)]
+    values = [0.123, 0.987]
+    # The second one runs while the proposal for the first waits to be taken.
+    for n_trials in (2, 2):
+        for study, value in zip(studies, values, strict=True):
+            study.optimize(lambda t, v=value: v + 0 * len(SPACE.suggest(t).text), n_trials)
+    for study, own, other in zip(studies, values, reversed(values), strict=True):
+        for trial in study.trials[2:]:
+            meta_prompt = proposal(trial)["meta_prompt"]
+            assert f"{own}" in meta_prompt
+            assert f"{other}" not in meta_prompt
+
+
+FORK = """
+import os, sys
+import optuna
+from tests.test_prefetch import PROMPTS, Slow, SPACE, ToyObjective, sampler_of, until
+
+provider = Slow()
+study = optuna.create_study(sampler=sampler_of(provider, startup_prompts=PROMPTS[:1]))
+provider.go.clear()
+study.optimize(ToyObjective(SPACE), n_trials=1)
+until(lambda: provider.asked)  # The request is in flight, and its thread is not in the fork.
+child = os.fork()
+if child == 0:
+    provider.go.set()
+    study.optimize(ToyObjective(SPACE), n_trials=2)
+    print([trial.user_attrs["origin"] for trial in study.trials], flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+provider.go.set()
+study.optimize(ToyObjective(SPACE), n_trials=1)
+print(len(provider.asked), study.trials[1].user_attrs["prompt"] == PROMPTS[2])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_does_not_wait_for_its_parents_request() -> None:
+    lines = run_python(FORK, "-W", "ignore").splitlines()
+    assert lines[0] == "['startup', 'llm', 'llm']"
+    assert lines[1].endswith("True")  # The parent still takes its own.
+
+
+def test_a_proposal_is_for_the_tokens_that_are_fixed() -> None:
+    provider = Slow()
+    study = optuna.create_study(sampler=sampler_of(provider, startup_prompts=PROMPTS[:1]))
+    study.optimize(ToyObjective(SPACE), n_trials=1)
     until(lambda: len(provider.asked) == 1)
-    second.optimize(ToyObjective(SPACE), n_trials=2)
-    assert len(provider.asked) >= 2
-    assert proposal(second.trials[1])["meta_prompt"] != provider.asked[0].prompt
+    study.enqueue_trial({"prompt[1]": 7})
+    study.optimize(ToyObjective(SPACE), n_trials=2)
+    assert proposal(study.trials[1])["meta_prompt"] != provider.asked[0].prompt
+    assert proposal(study.trials[2])["meta_prompt"] == provider.asked[0].prompt
 
 
-def test_a_prefetched_failure_is_a_failure_of_the_trial_that_needed_it() -> None:
+def test_a_prefetched_failure_counts_for_the_trial_that_takes_it() -> None:
     provider = Slow(fails=True)
     study = optuna.create_study(sampler=sampler_of(provider))
     study.optimize(ToyObjective(SPACE), n_trials=12)
@@ -161,7 +237,7 @@ def test_a_study_of_several_threads_prefetches_distinct_prompts() -> None:
 
 
 @pytest.mark.parametrize("n_trials", [1, 2])
-def test_nothing_is_asked_ahead_for_a_first_stage(n_trials: int) -> None:
+def test_nothing_is_prefetched_for_a_first_stage(n_trials: int) -> None:
     provider = Slow()
     study = optuna.create_study(sampler=sampler_of(provider, startup_prompts=PROMPTS[:3]))
     study.optimize(ToyObjective(SPACE), n_trials=n_trials)

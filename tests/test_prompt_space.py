@@ -15,6 +15,7 @@ import pytest
 
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import StudyMismatchError
+from optuna_llm_catalyst.history import check_trials
 from tests.tokenizer_zoo import plain_ids
 from tests.tokenizer_zoo import saved
 from tests.tokenizer_zoo import SPECIAL
@@ -67,9 +68,7 @@ def test_token_ids_and_params_are_the_same_thing(
 @given(text=TEXTS, length=LENGTHS)
 @example(text=".", length=1)
 @example(text="▁ ▁ ▁ ▁ ▁ ▁ ▁", length=11)
-def test_the_text_that_is_kept_is_the_text_that_is_used(
-    tokenizer: Any, text: str, length: int
-) -> None:
+def test_the_text_that_is_kept_is_used(tokenizer: Any, text: str, length: int) -> None:
     space = PromptSpace(tokenizer, length)
     prompt = space.from_text(with_a_token(tokenizer, text))
     assert space.from_text(prompt.text) == prompt
@@ -133,7 +132,7 @@ def test_sorted_names_are_positions(length: int) -> None:
     ]
 
 
-def test_the_search_space_is_integers_and_a_new_dict_each_time() -> None:
+def test_the_search_space_is_a_new_dict_of_integers() -> None:
     space = word_space(2)
     first = space.search_space
     assert first == dict.fromkeys(["prompt[0]", "prompt[1]"], IntDistribution(0, len(WORDS) - 1))
@@ -175,10 +174,10 @@ def test_the_trial_of_a_finished_study_decodes_to_its_prompt() -> None:
     study.optimize(objective, n_trials=5)
     assert [space.decode(trial) for trial in study.trials] == seen
     assert [trial.user_attrs["prompt"] for trial in study.trials] == [p.text for p in seen]
-    space.check(study.trials)
+    check_trials(space, study.trials)
 
 
-def test_an_enqueued_text_is_the_next_trial_with_what_else_is_fixed() -> None:
+def test_an_enqueued_text_is_the_next_trial() -> None:
     space = word_space(3)
     study = optuna.create_study()
     prompt = space.enqueue(study, "calm answer quick topic", learning_rate=0.25)
@@ -189,7 +188,7 @@ def test_an_enqueued_text_is_the_next_trial_with_what_else_is_fixed() -> None:
     assert trial.suggest_float("learning_rate", 0, 1) == 0.25
 
 
-def test_whole_words_are_ordered_and_stand_for_themselves_behind_a_space(tokenizer: Any) -> None:
+def test_whole_words_stand_for_themselves_behind_a_space(tokenizer: Any) -> None:
     space = PromptSpace(tokenizer, 3)
     words = space.whole_words
     assert len(words) > 50
@@ -260,9 +259,9 @@ def study_of(space: PromptSpace) -> optuna.Study:
 )
 def test_a_study_of_another_space_is_refused(other: PromptSpace, message: str) -> None:
     study = study_of(word_space(3))
-    word_space(3).check(study.trials)
+    check_trials(word_space(3), study.trials)
     with pytest.raises(StudyMismatchError, match=message):
-        other.check(study.trials)
+        check_trials(other, study.trials)
 
 
 def test_trials_that_say_nothing_about_the_space_pass_the_check() -> None:
@@ -276,8 +275,8 @@ def test_trials_that_say_nothing_about_the_space_pass_the_check() -> None:
     other.suggest_float("learning_rate", 0, 1)
     study.tell(other, 1.0)
     space.enqueue(study, "calm answer quick")
-    space.check(study.trials)
-    space.check([])
+    check_trials(space, study.trials)
+    check_trials(space, [])
 
 
 class Sizeless:
@@ -291,8 +290,10 @@ class Sizeless:
 @pytest.mark.parametrize(
     ("tokenizer", "arguments", "message"),
     [
-        (WordTokenizer(), {"num_virtual_tokens": 0}, "`num_virtual_tokens` .* 1, got 0"),
-        (WordTokenizer(), {"num_virtual_tokens": -3}, "`num_virtual_tokens` .* 1, got -3"),
+        (WordTokenizer(), {"num_virtual_tokens": 0}, "`num_virtual_tokens` .* 1 to 1000, got 0"),
+        (WordTokenizer(), {"num_virtual_tokens": -3}, "`num_virtual_tokens` .* 1 to 1000, got -3"),
+        # At once: names of so many parameters would take minutes.
+        (WordTokenizer(), {"num_virtual_tokens": 10**9}, ".* 1 to 1000, got 1000000000"),
         (WordTokenizer(), {"vocab_size": 1}, "`vocab_size` must be at least 2, got 1"),
         (WordTokenizer(), {"padding": "qqq"}, "`padding` 'qqq' has no token"),
         (WordTokenizer(["calm", "answer"]), {}, "`padding` 'a' has no token"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 import re
+from typing import Any
 
 import optuna
 import pytest
@@ -12,8 +13,14 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re
 
 
 def test_the_example_of_ask_and_tell_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(BLOCKS[1], "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(BLOCKS[1], "README.md", "exec"), names)
 
+    tried = [(t.user_attrs["origin"], t.user_attrs["prompt"]) for t in names["study"].trials]
+    assert tried[:2] == [
+        ("enqueued", "sort question kind"),
+        ("startup", "find which topic"),
+    ]
     assert len(capsys.readouterr().out.split()) == 3
 
 

@@ -38,6 +38,7 @@ from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
+from tests.conftest import logged
 from tests.conftest import sqlite_storage
 from tests.toy_stage import loss
 from tests.toy_stage import reply
@@ -85,7 +86,7 @@ def test_workers_that_ask_at_the_same_time_try_different_prompts(
     assert len(set(suggested)) == n_workers
 
 
-def test_a_startup_prompt_that_always_fails_does_not_block_the_study() -> None:
+def test_a_startup_prompt_that_always_fails_blocks_nothing() -> None:
     study = optuna.create_study(
         sampler=LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:2], seed=0)
     )
@@ -154,7 +155,7 @@ def prompts(study: optuna.Study) -> list[str]:
 
 
 def proposal(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    found = records.load(trial, "proposal")
+    found = records.load(trial, "proposal", dict[str, Any])
     assert found is not None
     return found
 
@@ -188,7 +189,7 @@ def test_the_same_seed_gives_the_same_study(
 
 
 @SAMPLERS
-def test_a_study_that_is_resumed_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_study_is_the_same_study(
     make: Callable[[], LLMCatalystSampler], tmp_path: Path
 ) -> None:
     straight = told(run(make()))
@@ -233,7 +234,7 @@ def test_two_threads_finish_their_trials(storage: BaseStorage) -> None:
     study.optimize(ToyObjective(SPACE), n_trials=6, n_jobs=2)
     assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all(SPACE.decode(trial).text == trial.user_attrs["prompt"] for trial in study.trials)
-    SPACE.check(study.trials)
+    history.check_trials(SPACE, study.trials)
 
 
 @pytest.mark.parametrize(
@@ -253,9 +254,7 @@ def test_two_threads_finish_their_trials(storage: BaseStorage) -> None:
         (ReplayProvider([]), "ProviderError: list has no reply to attempt 0 of trial 2"),
     ],
 )
-def test_a_study_goes_on_when_its_llm_fails_and_the_trial_says_why(
-    provider: Any, reason: str
-) -> None:
+def test_a_trial_says_why_its_llm_failed(provider: Any, reason: str) -> None:
     sampler = LLMCatalystSampler(SPACE, provider, startup_prompts=PROMPTS[:2], seed=0)
     study = run(sampler, 4)
     assert origins(study) == ["startup", "startup", "mutation", "mutation"]
@@ -284,7 +283,7 @@ def test_only_ctrl_c_stops_a_study() -> None:
         {"origin": "elsewhere", "candidates": 3, "token_ids": [], "failure": "no", "text": ""},
     ],
 )
-def test_what_a_provider_adds_to_the_record_cannot_break_a_trial(details: dict[Any, Any]) -> None:
+def test_odd_details_of_a_provider_break_no_trial(details: dict[Any, Any]) -> None:
     provider = Answering(lambda i: Completion(reply(PROMPTS[i + 1]), "test", details=details))
     study = run(LLMCatalystSampler(SPACE, provider, startup_prompts=PROMPTS[:1], seed=0), 3)
     assert prompts(study) == PROMPTS[:3]
@@ -356,7 +355,7 @@ def test_a_startup_prompt_whose_stage_failed_is_tried_again() -> None:
     assert prompts(study) == [PROMPTS[0], PROMPTS[0], PROMPTS[1]]
 
 
-def test_what_was_tried_or_is_being_tried_is_not_tried_again() -> None:
+def test_what_is_tried_is_not_tried_again() -> None:
     provider = always(PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[2], PROMPTS[3])
     sampler = LLMCatalystSampler(
         SPACE, provider, startup_prompts=PROMPTS[:1], n_candidates=5, seed=0
@@ -420,7 +419,7 @@ def test_without_a_screen_the_first_candidate_is_tried() -> None:
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0] * 4])
-def test_a_screen_of_the_wrong_length_is_the_users_bug_and_raises(scores: list[float]) -> None:
+def test_a_screen_of_the_wrong_length_raises(scores: list[float]) -> None:
     sampler = LLMCatalystSampler(
         SPACE, always(*PROMPTS[:3]), n_startup_trials=1, screen=lambda _: scores
     )
@@ -450,7 +449,7 @@ def test_what_is_screened_fills_the_next_meta_prompt() -> None:
     assert all(f'"{text}"' in provider.asked[1].prompt for text in PROMPTS[:2])
 
 
-def test_a_study_that_maximizes_is_told_so_and_keeps_its_highest() -> None:
+def test_a_study_that_maximizes_says_so() -> None:
     provider = Answering(lambda i: reply(PROMPTS[i]))
     study = run(
         LLMCatalystSampler(SPACE, provider, n_startup_trials=2, seed=0), 6, direction="maximize"
@@ -477,29 +476,260 @@ def test_the_prompt_asks_for_what_the_arguments_say() -> None:
 
 
 def test_a_bracket_of_hyperband_is_a_study_like_any_other() -> None:
-    provider = Answering(lambda i: reply(PROMPTS[i]))
-    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
-    sampler = LLMCatalystSampler(SPACE, provider, n_startup_trials=2, seed=0)
-    study = run(sampler, 10, pruner=pruner)
-    assert all(trial.state.is_finished() for trial in study.trials)
-    assert "llm" in origins(study)
-
-
-@pytest.mark.parametrize("name", ["learning_rate", "prompt[0]"])
-def test_a_parameter_can_be_fixed(name: str) -> None:
-    value = {"learning_rate": 0.5, "prompt[0]": 7}[name]
-    sampler = LLMCatalystSampler(SPACE, always(PROMPTS[9]), n_startup_trials=1, seed=0)
-    study = optuna.create_study(sampler=PartialFixedSampler({name: value}, sampler))
-    seen = []
+    """The LLM sees the stages of all brackets, the pruned ones with their best loss."""
 
     def objective(trial: optuna.Trial) -> float:
-        seen.append(SPACE.suggest(trial).text)
-        return trial.suggest_float("learning_rate", 0.1, 1.0)
+        value = loss(SPACE.suggest(trial))
+        for step in range(9):
+            trial.report(value + (step - 2) ** 2 / 100, step)  # Best at step 2.
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return value
 
-    study.optimize(objective, n_trials=3)
-    assert [trial.params[name] for trial in study.trials] == [value] * 3
-    if name == "learning_rate":
-        assert seen[1] == PROMPTS[9]
+    provider = Answering(lambda i: reply(PROMPTS[i + 2]))
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
+    sampler = LLMCatalystSampler(SPACE, provider, startup_prompts=PROMPTS[:2], seed=0, top_k=30)
+    study = optuna.create_study(sampler=sampler, pruner=pruner, study_name="s")
+    study.optimize(objective, n_trials=12)
+    assert origins(study) == ["startup"] * 2 + ["llm"] * 10
+    assert len({pruner._get_bracket_id(study, trial) for trial in study.trials}) > 1
+    pruned = [trial for trial in study.trials[:-1] if trial.state == TrialState.PRUNED]
+    assert pruned
+    told_last = provider.asked[-1].prompt
+    assert all(f'"{text}"' in told_last for text in prompts(study)[:-1])
+    for trial in pruned:
+        (line,) = [row for row in told_last.splitlines() if trial.user_attrs["prompt"] in row]
+        best = min(trial.intermediate_values.values())
+        assert f"{best:.3f} after" in line
+        assert line.endswith("stopped early")
+
+
+def test_a_fixed_learning_rate_leaves_the_prompt_to_the_llm() -> None:
+    sampler = LLMCatalystSampler(SPACE, always(PROMPTS[9]), n_startup_trials=1, seed=0)
+    study = run(PartialFixedSampler({"learning_rate": 0.5}, sampler), 2)
+    assert [trial.params["learning_rate"] for trial in study.trials] == [0.5] * 2
+    assert prompts(study)[1] == PROMPTS[9]
+
+
+def in_one(sampler: BaseSampler) -> BaseSampler:
+    return PartialFixedSampler({"prompt[1]": 7}, sampler)
+
+
+def in_two(sampler: BaseSampler) -> BaseSampler:
+    inner = PartialFixedSampler({"prompt[1]": 9, "prompt[2]": 8}, sampler)
+    return PartialFixedSampler({"prompt[1]": 7}, inner)
+
+
+def in_an_integer_of_numpy(sampler: BaseSampler) -> BaseSampler:
+    return PartialFixedSampler({"prompt[1]": np.int64(7)}, sampler)
+
+
+class Forgetful:
+    """A proposer that does not know what is fixed."""
+
+    def propose(self, request: ProposalRequest) -> Proposal:
+        number = request.trial_number
+        candidates = [SPACE.from_text(text) for text in PROMPTS[number : number + 3]]
+        return Proposal(tuple(candidates), "llm", {})
+
+
+@pytest.mark.parametrize("fix", [in_one, in_two, in_an_integer_of_numpy])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda: {"llm": Answering(lambda i: reply(PROMPTS[i + 3], PROMPTS[i + 4]))},
+        lambda: {"proposer": Forgetful()},
+        lambda: {"proposer": Forgetful(), "screen": screen_by_loss},
+        lambda: {"proposer": MutationProposer()},
+        lambda: {"llm": raising(ProviderError("the line is dead"))},
+    ],
+    ids=["llm", "proposer", "screened", "mutation", "broken"],
+)
+def test_fixed_tokens_constrain_every_proposal(
+    fix: Callable[[BaseSampler], BaseSampler], arguments: Callable[[], dict[str, Any]]
+) -> None:
+    sampler = LLMCatalystSampler(
+        SPACE, startup_prompts=PROMPTS[:2], n_startup_trials=3, seed=0, **arguments()
+    )
+    study = run(fix(sampler), 8)
+    assert len(set(prompts(study))) == 8
+    for trial in study.trials:
+        token_ids = [trial.params[name] for name in SPACE.param_names]
+        assert token_ids[1] == 7
+        assert fix is not in_two or token_ids[2] == 8
+        record = proposal(trial)
+        # The record names the prompt that runs, and no candidate breaks the constraint.
+        assert record["token_ids"] == token_ids
+        assert record["text"] == trial.user_attrs["prompt"] == SPACE.decode(trial).text
+        assert all(row["token_ids"][1] == 7 for row in record.get("candidates", []))
+    startup = [SPACE.from_text(text).token_ids[0] for text in PROMPTS[:2]]
+    assert [trial.params["prompt[0]"] for trial in study.trials[:2]] == startup
+
+
+def test_a_fixed_token_does_not_silence_the_llm() -> None:
+    sampler = LLMCatalystSampler(SPACE, proposer=Forgetful(), n_startup_trials=1, seed=0)
+    assert origins(run(in_one(sampler), 3)) == ["startup", "llm", "llm"]
+
+
+def test_a_prompt_that_is_all_fixed_needs_no_proposal() -> None:
+    provider = always(PROMPTS[9])
+    params = SPACE.to_params(SPACE.from_text(PROMPTS[3]))
+    sampler = LLMCatalystSampler(SPACE, provider, n_startup_trials=1, seed=0)
+    study = optuna.create_study(sampler=PartialFixedSampler(dict(params), sampler))
+    study.optimize(lambda trial: loss(SPACE.suggest(trial)), n_trials=2)
+    assert prompts(study) == [PROMPTS[3]] * 2
+    assert provider.asked == []
+
+
+def test_a_fixed_token_holds_in_a_bracket_of_hyperband() -> None:
+    sampler = LLMCatalystSampler(SPACE, proposer=Forgetful(), n_startup_trials=1, seed=0)
+    pruner = optuna.pruners.HyperbandPruner(min_resource=1, max_resource=9)
+    study = run(in_one(sampler), 4, pruner=pruner)
+    assert origins(study) == ["startup", "llm", "llm", "llm"]
+    assert [proposal(trial)["token_ids"][1] for trial in study.trials] == [7] * 4
+
+
+@pytest.mark.parametrize("n_startup_trials", [1, 9])
+def test_a_partly_enqueued_prompt_is_recorded_as_it_runs(n_startup_trials: int) -> None:
+    sampler = LLMCatalystSampler(
+        SPACE, always(PROMPTS[9]), n_startup_trials=n_startup_trials, seed=0
+    )
+    study = run(sampler, 1)
+    study.enqueue_trial({"prompt[0]": 7, "learning_rate": 0.25})
+    study.optimize(ToyObjective(SPACE), n_trials=2)
+    partly, after = study.trials[1:]
+    assert partly.params["prompt[0]"] == 7
+    assert partly.params["learning_rate"] == 0.25
+    record = proposal(partly)
+    assert record["token_ids"] == [partly.params[name] for name in SPACE.param_names]
+    assert record["text"] == partly.user_attrs["prompt"]
+    assert after.params["prompt[0]"] != 7
+
+
+JUNK = [
+    ({"prompt[0]": 10**6, "prompt[1]": 1, "prompt[2]": 1}, r"prompt\[0\] is 1000000"),
+    ({"prompt[0]": 1, "prompt[1]": -1, "prompt[2]": 1}, r"prompt\[1\] is -1"),
+    ({"prompt[1]": len(WORDS)}, rf"prompt\[1\] is {len(WORDS)}"),
+    ({"prompt[2]": "calm"}, r"prompt\[2\] is 'calm'"),
+    ({"prompt[2]": None}, r"prompt\[2\] is None"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")
+@pytest.mark.parametrize(("params", "named"), JUNK)
+@pytest.mark.parametrize("attrs", [{}, {"prompt": "my own"}])
+def test_a_junk_trial_that_is_enqueued_fails_alone(
+    params: dict[str, Any], named: str, attrs: dict[str, Any]
+) -> None:
+    sampler = LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:1], seed=0)
+    study = run(sampler, 2)
+    innocent = study.ask()
+    study.enqueue_trial(params, user_attrs=attrs)
+    SPACE.suggest(innocent)  # While the junk waits.
+    study.tell(innocent, 0.5)
+    with pytest.raises(ValueError, match=rf"^Trial 3: {named}, .* \[0, {len(WORDS) - 1}\]"):
+        study.optimize(ToyObjective(SPACE), n_trials=1)
+    history.check_trials(SPACE, study.trials)
+    study.optimize(ToyObjective(SPACE), n_trials=2)
+    assert [trial.state.name for trial in study.trials] == (
+        ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 2
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Fixed parameter:UserWarning")
+def test_a_junk_token_that_is_fixed_is_named() -> None:
+    sampler = LLMCatalystSampler(SPACE, seed=0)
+    study = optuna.create_study(sampler=PartialFixedSampler({"prompt[1]": 999}, sampler))
+    with pytest.raises(ValueError, match=r"^Trial 0: prompt\[1\] is 999"):
+        study.optimize(ToyObjective(SPACE), n_trials=1)
+
+
+def test_junk_that_another_objective_completed_is_passed_over() -> None:
+    study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, n_startup_trials=2, seed=0))
+    study.enqueue_trial(dict.fromkeys(SPACE.param_names, 10**6))
+    with pytest.warns(UserWarning, match="out of range"):
+        trial = study.ask()
+        for name in SPACE.param_names:
+            trial.suggest_int(name, 0, SPACE.vocab_size - 1)
+    study.tell(trial, -1.0)
+    study.optimize(ToyObjective(SPACE), n_trials=3)
+    past = history.from_study(study, SPACE, top_k=9)
+    assert past.n_finished == 3
+    assert {point.trial_number for point in past.stages} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_user_attribute_prompt_of_ones_own_breaks_nothing(when: str) -> None:
+    study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, seed=0))
+
+    def objective(trial: optuna.Trial) -> float:
+        if when == "before":
+            trial.set_user_attr("prompt", "summarise the e-mail")
+        value = loss(SPACE.suggest(trial))
+        if when == "after":
+            trial.set_user_attr("prompt", "summarise the e-mail")
+        return value
+
+    study.optimize(objective, n_trials=6)
+    history.check_trials(SPACE, study.trials)
+    assert origins(study) == ["startup"] * 3 + ["mutation"] * 3
+    if when == "after":
+        assert prompts(study) == ["summarise the e-mail"] * 6
+
+
+def test_a_live_trial_shows_its_origin() -> None:
+    study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, always(PROMPTS[9]), seed=0))
+    seen = []
+    for _ in range(4):
+        trial = study.ask()
+        SPACE.suggest(trial)
+        seen.append((trial.user_attrs["origin"], "llm_seconds" in trial.user_attrs))
+        study.tell(trial, 1.0)
+    assert seen == [("startup", False)] * 3 + [("llm", True)]
+
+
+@pytest.mark.parametrize("enqueued", [1, 2, 5])
+def test_enqueued_prompts_use_up_no_startup_prompt(enqueued: int) -> None:
+    sampler = LLMCatalystSampler(SPACE, always(PROMPTS[9]), startup_prompts=PROMPTS[:2], seed=0)
+    study = optuna.create_study(sampler=sampler)
+    for text in PROMPTS[10 : 10 + enqueued]:
+        SPACE.enqueue(study, text)
+    study.optimize(ToyObjective(SPACE), n_trials=enqueued + 3)
+    assert prompts(study)[enqueued:] == [*PROMPTS[:2], PROMPTS[9]]
+    assert origins(study) == ["enqueued"] * enqueued + ["startup"] * 2 + ["llm"]
+
+
+def test_startup_prompts_that_are_added_later_are_tried() -> None:
+    study = run(LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:1], seed=0), 3)
+    study.sampler = LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:3], seed=0)
+    study.optimize(ToyObjective(SPACE), n_trials=3)
+    assert origins(study) == ["startup", "mutation", "mutation", "startup", "startup", "mutation"]
+    assert prompts(study)[3:5] == PROMPTS[1:3]
+
+
+@pytest.mark.parametrize(("text", "n_warnings"), [("calm answer quick topic", 1), ("calm", 0)])
+def test_a_prompt_that_is_cut_is_named(text: str, n_warnings: int) -> None:
+    with logged("optuna.optuna_llm_catalyst.prompt_space") as lines:
+        LLMCatalystSampler(SPACE, startup_prompts=[text])
+        SPACE.enqueue(optuna.create_study(), text)
+    cut = f"The prompt {text!r} is 1 tokens too long. It is cut to 'calm answer quick'."
+    assert lines == [cut] * (2 * n_warnings)
+
+
+def test_failures_before_a_trial_can_be_ignored() -> None:
+    """A command that has just reached the LLM does not wait for the breaker."""
+    study = run(LLMCatalystSampler(SPACE, raising(ProviderError("dead")), n_startup_trials=1), 5)
+    assert proposal(study.trials[4])["breaker"] == "open"
+    for ignored, breaker in ((0, "open"), (5, "")):
+        study.sampler = LLMCatalystSampler(
+            SPACE,
+            always(PROMPTS[9], PROMPTS[10]),
+            n_startup_trials=1,
+            ignore_failures_before=ignored,
+        )
+        study.optimize(ToyObjective(SPACE), n_trials=1)
+        assert proposal(study.trials[-1])["breaker"] == breaker
+    assert origins(study)[4:] == ["mutation", "mutation", "llm"]
 
 
 @pytest.mark.parametrize("n_suggested", [1, 3])
@@ -540,7 +770,7 @@ class Spy(RandomSampler):
         return super().sample_independent(*arguments)
 
 
-def test_a_sampler_of_ones_own_gets_its_hooks_and_the_other_parameters() -> None:
+def test_a_sampler_of_ones_own_gets_the_other_parameters() -> None:
     spy = Spy()
     study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, independent_sampler=spy, seed=0))
     study.optimize(ToyObjective(SPACE), n_trials=4)
@@ -555,7 +785,7 @@ def test_a_sampler_of_ones_own_is_reseeded_in_threads() -> None:
     assert spy.called.count("reseed_rng") == 4
 
 
-def test_a_sampler_that_samples_jointly_does_so_for_the_other_parameters() -> None:
+def test_other_parameters_are_sampled_jointly_by_such_a_sampler() -> None:
     class Joint(RandomSampler):
         def infer_relative_search_space(self, *arguments: Any) -> dict[str, Any]:
             return {"learning_rate": optuna.distributions.FloatDistribution(1e-4, 1.0, log=True)}
@@ -634,7 +864,7 @@ def test_without_an_llm_prompts_mutate_and_nothing_failed(proposer: Any) -> None
     assert all("llm_seconds" not in trial.user_attrs for trial in study.trials)
 
 
-def test_a_vocabulary_of_which_everything_was_tried_does_not_stop_a_study() -> None:
+def test_a_vocabulary_that_is_used_up_stops_no_study() -> None:
     space = word_space(1, words=["a", "calm", "topic"])
     study = optuna.create_study(sampler=LLMCatalystSampler(space, seed=0))
     study.optimize(lambda trial: loss(space.suggest(trial)), n_trials=8)

@@ -51,7 +51,7 @@ def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
     """What the LLM answered or why it did not, a row for each time that a trial asked."""
     # A trial that Optuna runs again after a crash carries the record of the first.
     for trial in filter(records.has_own_proposal, records.all_trials(study)):
-        asks = (records.load(trial, "proposal") or {}).get("attempts", ())
+        asks = (records.load(trial, "proposal", dict[str, Any]) or {}).get("attempts", ())
         for attempt, ask in enumerate(asks):
             row = {"trial": trial.number, "attempt": attempt}
             if "error" in ask:
@@ -85,11 +85,12 @@ def _export_soft_prompt(
     facts = {
         "study": study.study_name,
         "stage": asdict(next(row for row in rows if row.number == trial_number)),
-        "text": trained.text,
-        "token_ids": trained.token_ids,
-        "model": trained.model_name,
-        "labels": trained.labels,
-        "shape": list(trained.embeddings.shape),
+        "text": trained.facts.text,
+        "token_ids": trained.facts.token_ids,
+        "model": trained.facts.model_name,
+        "labels": trained.facts.labels,
+        "kind": trained.prompt.kind.name,
+        "shape": list(trained.prompt.words()[0].shape),
     }
     try:
         output.mkdir(parents=True, exist_ok=True)

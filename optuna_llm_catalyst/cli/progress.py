@@ -65,7 +65,7 @@ class StageProgress:
         """Says what is to be said of a finished stage; a callback of ``study.optimize``."""
         del study
         self._n_finished += 1
-        proposal = records.load(trial, "proposal") or {}
+        proposal = records.load(trial, "proposal", dict[str, Any]) or {}
         failure, breaker = proposal.get("failure"), proposal.get("breaker")
         if failure and breaker != "still open":
             self._say(f"stage {trial.number} started from a mutation: {failure}")

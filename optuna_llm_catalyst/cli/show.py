@@ -50,9 +50,9 @@ def _story(study: optuna.Study, number: int) -> dict[str, Any]:
         "stage": asdict(row),
         "params": trials[number].params,
         "user_attrs": trials[number].user_attrs,
-        "proposal": records.load(trials[number], "proposal"),
+        "proposal": records.load(trials[number], "proposal", dict[str, Any]),
         "trajectory": trajectory.to_json() if trajectory else None,
-        "mistakes": records.load(trials[number], "mistakes"),
+        "mistakes": records.load(trials[number], "mistakes", dict[str, Any]),
     }
 
 

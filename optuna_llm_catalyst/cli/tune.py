@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
+from optuna_llm_catalyst import history
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import PromptSpace
@@ -223,14 +224,11 @@ def _classifier(options: TuneOptions, pretrained: Pretrained, task: Task) -> Tas
     from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
     from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 
-    encoder, tokenizer, name = pretrained.encoder, pretrained.tokenizer, pretrained.name
     if options.model_type == ModelType.DUAL_ENCODER:
-        return DualEncoderClassifier(encoder, tokenizer, task.labels, name=name)
+        return DualEncoderClassifier(pretrained, task.labels)
     return SequenceClassifier(
-        encoder,
-        tokenizer,
+        pretrained,
         task.labels,
-        name=name,
         max_virtual_tokens=options.num_virtual_tokens,
     )
 
@@ -245,7 +243,7 @@ def _resume(
     """Checks that the study can go on with these options and says what it finds."""
     from optuna_llm_catalyst.prompt_tuning import fail_dead_trials
 
-    objective.space.check(records.all_trials(study))
+    history.check_trials(objective.space, records.all_trials(study))
     check_setup(
         study,
         {

@@ -10,8 +10,10 @@ from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
+from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.projection import nearest
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
 from optuna_llm_catalyst.prompt_tuning.workers import fail_dead_trials
@@ -21,6 +23,8 @@ __all__ = [
     "DualEncoderClassifier",
     "Example",
     "GradientStage",
+    "Pretrained",
+    "Prompt",
     "PromptTuningObjective",
     "SequenceClassifier",
     "SoftPrompt",

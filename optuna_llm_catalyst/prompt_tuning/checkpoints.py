@@ -1,26 +1,34 @@
-"""Trained soft prompts as artifacts of their trials, in safetensors."""
+"""Trained prompts as artifacts of their trials, in safetensors.
+
+A file holds the prompt's tensors by name and, as metadata, the kind of prompt and the facts of
+:class:`TrainedPrompt`. A trial's record holds the file's checksum.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from dataclasses import dataclass
+import hashlib
+from io import BytesIO
 import json
 from pathlib import Path
 import tempfile
-from typing import Any
 from typing import TYPE_CHECKING
+import uuid
 
 from optuna.artifacts import download_artifact
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts import upload_artifact
-from optuna.artifacts.exceptions import ArtifactNotFound
 from optuna.trial import Trial
 from safetensors import safe_open
-from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CheckpointError
-from optuna_llm_catalyst.prompt_tuning.models import Head
+from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.prompt_tuning.prompts import KINDS
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.schema import decode
 
 
 if TYPE_CHECKING:
@@ -32,30 +40,57 @@ if TYPE_CHECKING:
 #: Where artifacts are kept unless a store is given.
 DEFAULT_FOLDER = Path("llm_catalyst_artifacts")
 _FILE_NAME = "soft_prompt.safetensors"
-_FORMAT = "1"
-_PROMPT = "prompt"
-_HEAD_PREFIX = "head."
+_FORMAT = "2"
+_METADATA = "llm_catalyst"
+_ATTRIBUTE = "soft_prompt_artifact"
+_RECORD = "soft_prompt"
 
 
 @dataclass(frozen=True)
-class TrainedPrompt:
-    """A soft prompt as a stage left it.
+class PromptFacts:
+    """What a trained prompt is, beside its tensors.
 
     Attributes:
-        embeddings: The virtual tokens in float32, of shape ``(L, d)``.
-        head: The head that was trained with them; empty if the model has none.
         text: The restart prompt it was trained from.
         token_ids: Its token ids.
+        labels: The label names, in the order of the log-probabilities.
         model_name: The frozen model.
-        labels: The label names, in the order of the logits.
+        fingerprint: The frozen model's fingerprint.
     """
 
-    embeddings: Tensor
-    head: Head
     text: str
     token_ids: tuple[int, ...]
-    model_name: str
     labels: tuple[str, ...]
+    model_name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedPrompt:
+    """A prompt as a stage left it.
+
+    Attributes:
+        prompt: The prompt and its head in float32, with ``P = 1``.
+        facts: What it was trained from and for.
+    """
+
+    prompt: Prompt
+    facts: PromptFacts
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    format: str
+    kind: str
+    facts: PromptFacts
+
+
+@dataclass(frozen=True)
+class _Artifact:
+    """What a trial's record says of its artifact."""
+
+    artifact_id: str
+    sha256: str
 
 
 def folder_store(folder: str | Path) -> FileSystemArtifactStore:
@@ -69,6 +104,25 @@ def folder_store(folder: str | Path) -> FileSystemArtifactStore:
     except OSError as error:
         raise CheckpointError(f"{folder}: no folder for artifacts: {error}") from error
     return FileSystemArtifactStore(base_path=str(folder))
+
+
+def check_writable(store: ArtifactStore) -> None:
+    """Writes to a store and to the temporary folder, and takes it away again.
+
+    Raises:
+        CheckpointError: If one of them cannot be written.
+    """
+    probe = f"probe-{uuid.uuid4()}"
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / _FILE_NAME).write_bytes(probe.encode())
+        store.write(probe, BytesIO(probe.encode()))
+        store.remove(probe)
+    except Exception as error:  # A store may be anybody's.
+        raise CheckpointError(
+            "trained prompts cannot be stored, so no stage was started: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -85,51 +139,45 @@ def best_trial(study: optuna.Study) -> FrozenTrial:
 
 def write(trained: TrainedPrompt, path: str | Path) -> None:
     """Writes a trained prompt to a safetensors file."""
-    tensors = {_PROMPT: trained.embeddings}
-    tensors |= {_HEAD_PREFIX + name: rows for name, rows in trained.head.items()}
-    facts = {
-        "format": _FORMAT,
-        "text": trained.text,
-        "token_ids": trained.token_ids,
-        "model_name": trained.model_name,
-        "labels": trained.labels,
-    }
-    cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(cpu, str(path), metadata={"llm_catalyst": json.dumps(facts)})
+    metadata = _Metadata(_FORMAT, trained.prompt.kind.name, trained.facts)
+    cpu = trained.prompt.map(lambda tensor: tensor.detach().cpu().contiguous().clone())
+    text = json.dumps(asdict(metadata), sort_keys=True)
+    save_file(dict(cpu.tensors), str(path), metadata={_METADATA: text})
 
 
-def read(path: str | Path) -> TrainedPrompt:
+def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
     """Reads a trained prompt from a safetensors file.
 
+    Args:
+        path: The file.
+        name: What to call it in errors; by default the path.
+
     Raises:
-        CheckpointError: If the file is not there or is none of ours.
+        CheckpointError: If the file is not there, is none of ours or holds no whole prompt.
     """
+    name = name or str(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
-    head = {
-        name.removeprefix(_HEAD_PREFIX): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_HEAD_PREFIX)
-    }
-    not_ours = f"{path}: no soft prompt of this package (format {_FORMAT})."
+            texts = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors raises its own kind, OSError and more.
+        raise CheckpointError(f"{name}: not a safetensors file: {first_line(error)}") from error
+    not_ours = f"{name}: no soft prompt of this package (format {_FORMAT})"
     try:
-        facts: dict[str, Any] = json.loads(metadata["llm_catalyst"])
-        trained = TrainedPrompt(
-            embeddings=tensors[_PROMPT],
-            head=head,
-            text=facts["text"],
-            token_ids=tuple(facts["token_ids"]),
-            model_name=facts["model_name"],
-            labels=tuple(facts["labels"]),
+        metadata = decode(_Metadata, json.loads(texts[_METADATA]))
+        trained = TrainedPrompt(Prompt(KINDS[metadata.kind], tensors), metadata.facts)
+        shape = tuple(trained.prompt.words().shape)
+    except (KeyError, ValueError, RecursionError, StopIteration) as error:
+        raise CheckpointError(f"{not_ours}: {first_line(error)}.") from error
+    if metadata.format != _FORMAT:
+        raise CheckpointError(f"{not_ours}: it has format {metadata.format!r}.")
+    if len(shape) != 3 or shape[:2] != (1, len(metadata.facts.token_ids)):
+        raise CheckpointError(
+            f"{name}: its prompt has the shape {shape}, "
+            f"expected (1, {len(metadata.facts.token_ids)}, d)."
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(not_ours) from error
-    if facts.get("format") != _FORMAT:
-        raise CheckpointError(not_ours)
+    if not trained.prompt.is_finite():
+        raise CheckpointError(f"{name}: it holds numbers that are not finite.")
     return trained
 
 
@@ -138,16 +186,27 @@ def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None
 
     Its id becomes the user attribute ``soft_prompt_artifact``, once the bytes are safe. Trials
     that live in no storage (``FixedTrial``) have no artifacts.
+
+    Raises:
+        CheckpointError: If the store or the temporary folder cannot be written.
     """
     if not isinstance(trial, Trial):
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / _FILE_NAME
-        write(trained, path)
-        artifact_id = upload_artifact(
-            artifact_store=store, file_path=str(path), study_or_trial=trial
-        )
-    trial.set_user_attr("soft_prompt_artifact", artifact_id)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / _FILE_NAME
+            write(trained, path)
+            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+            artifact_id = upload_artifact(
+                artifact_store=store, file_path=str(path), study_or_trial=trial
+            )
+    except Exception as error:  # A store may be anybody's.
+        raise CheckpointError(
+            f"the soft prompt of trial {trial.number} cannot be stored: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    records.save(trial, _RECORD, asdict(_Artifact(artifact_id, checksum)))
+    trial.set_user_attr(_ATTRIBUTE, artifact_id)
 
 
 def load_soft_prompt(
@@ -164,7 +223,7 @@ def load_soft_prompt(
         artifact_store: Where the study's artifacts are; by default ``llm_catalyst_artifacts``.
 
     Raises:
-        CheckpointError: If the trial has no soft prompt, or the store does not hold it.
+        CheckpointError: If the trial has no soft prompt, or the store holds none or another.
     """
     if trial_number is None:
         trial = best_trial(study)
@@ -173,19 +232,42 @@ def load_soft_prompt(
         if not found:
             raise CheckpointError(f"study {study.study_name!r} has no trial {trial_number}.")
         trial = found[0]
-    artifact_id = trial.user_attrs.get("soft_prompt_artifact")
-    if artifact_id is None:
+    return _load(trial, artifact_store or FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER)))
+
+
+def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
+    artifact_id = trial.user_attrs.get(_ATTRIBUTE)
+    if not isinstance(artifact_id, str):
         raise CheckpointError(f"trial {trial.number} has no soft prompt artifact.")
-    store = artifact_store
-    if store is None:
-        store = FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER))
+    name = f"the soft prompt of trial {trial.number} (artifact {artifact_id})"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FILE_NAME
         try:
             download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact_id)
-        except (ArtifactNotFound, FileNotFoundError) as error:
+        except Exception as error:  # A store may be anybody's.
             raise CheckpointError(
-                f"the soft prompt of trial {trial.number} is not in this artifact store: give "
-                "the store, or the folder, with which the study was made."
+                f"{name} is not in this artifact store: give the store, or the folder, with which "
+                f"the study was made ({type(error).__name__}: {first_line(error)})."
             ) from error
-        return read(path)
+        trained = read(path, name=name)
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    _check(trial, trained, artifact_id, checksum, name)
+    return trained
+
+
+def _check(
+    trial: FrozenTrial, trained: TrainedPrompt, artifact_id: str, checksum: str, name: str
+) -> None:
+    """Raises if an artifact is not the one that the trial made."""
+    known = records.load(trial, _RECORD, _Artifact)
+    if known not in (None, _Artifact(artifact_id, checksum)):
+        raise CheckpointError(
+            f"{name} is not the one that the trial stored: its id or its checksum is another."
+        )
+    names = sorted(key for key in trial.params if key.startswith("prompt["))
+    token_ids = tuple(trial.params[key] for key in names)
+    if token_ids != trained.facts.token_ids:
+        raise CheckpointError(
+            f"{name} was trained from the tokens {list(trained.facts.token_ids)}, the trial "
+            f"started from {list(token_ids)}: it belongs to another trial."
+        )

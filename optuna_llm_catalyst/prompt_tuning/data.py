@@ -12,15 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
 import json
+import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from optuna_llm_catalyst.exceptions import DataError
+from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.schema import decode
+from optuna_llm_catalyst.schema import SchemaError
 
 
 SPLITS = ("train", "validation", "test")
+_MAX_LABEL = 200
+_MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -53,31 +58,62 @@ class Task:
     description: str = ""
 
 
+@dataclass(frozen=True)
+class _Card:
+    task: str | None = None
+    description: str | None = None
+    labels: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for text in (self.task or "", self.description or "", *(self.labels or ())):
+            _check_encodable("card", text)
+
+
+@dataclass(frozen=True)
+class _Row:
+    text: str
+    label: str | int
+    text_pair: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise ValueError('"text" must not be empty')
+        for name, value in vars(self).items():
+            _check_encodable(name, str(value))
+
+
+#: A row and the ``file:line`` where it stands.
+_Placed = tuple[str, _Row]
+
+
 def load_task(folder: str | Path) -> Task:
     """Reads ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` and ``card.json`` of a folder.
 
     Only ``train.jsonl`` must be there. Without ``card.json`` the labels are the training
-    labels in alphabetical order.
+    labels in alphabetical order. All files are checked whole.
+
+    Args:
+        folder: The folder. ``demo`` is the task that comes with the package, unless there is a
+            folder of that name.
 
     Raises:
         DataError: Names the file, the line, what is wrong and what to do.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; it should hold train.jsonl and test.jsonl.")
+    folder = _folder(folder)
     card = _read_card(folder / "card.json")
     rows = {split: _read_rows(folder / f"{split}.jsonl") for split in SPLITS}
     if not rows["train"]:
-        raise DataError(f"{folder / 'train.jsonl'}: missing or empty; a task needs it.")
+        raise DataError(f"{folder / 'train.jsonl'}: missing; a task needs it.")
+    _check_pairs([placed for found in rows.values() for placed in found])
     labels = _labels(folder, card, rows["train"])
     splits = {
         split: tuple(_example(where, row, labels) for where, row in found)
         for split, found in rows.items()
     }
     task = Task(
-        name=str(card.get("task", folder.name)),
+        name=card.task or folder.name,
         labels=labels,
-        description=str(card.get("description", "")),
+        description=card.description or "",
         **splits,
     )
     _check_train_labels(task, folder / "train.jsonl")
@@ -109,85 +145,134 @@ def few_shot(task: Task, shots: int, seed: int) -> Task:
     rng = np.random.default_rng(seed)
     train: list[Example] = []
     validation: list[Example] = []
-    for label, name in enumerate(task.labels):
+    for label in range(len(task.labels)):
         found = by_label[label]
         if len(found) < 2 * shots:
-            raise DataError(
-                f"label {name!r} has {len(found)} distinct training examples, {shots} shots need "
-                f"{2 * shots} (half of them to validate): use at most {len(found) // 2} shots."
-            )
+            raise DataError(_too_few(task, label, len(found), shots))
         drawn = [found[int(i)] for i in rng.permutation(len(found))[: 2 * shots]]
         train += drawn[:shots]
         validation += drawn[shots:]
     return replace(task, train=tuple(train), validation=tuple(validation))
 
 
-def _read_card(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _too_few(task: Task, label: int, found: int, shots: int) -> str:
+    texts = {(e.text, e.text_pair) for e in task.train if e.label == label}
+    shared = len(texts) - found
+    return (
+        f"label {task.labels[label]!r} has {found} distinct training examples"
+        f"{f' ({shared} more stand under another label, too)' if shared else ''}, {shots} shots "
+        f"need {2 * shots} (half of them to validate): "
+        f"{f'use at most {found // 2} shots' if found > 1 else 'add examples of it'}."
+    )
+
+
+def _folder(folder: str | Path) -> Path:
+    if os.path.isdir(folder):
+        return Path(folder)
+    if str(folder) == "demo":
+        return Path(__file__).parents[1] / "demo" / "customer_support"
+    problem = "is a file" if os.path.isfile(folder) else "no such folder"
+    raise DataError(
+        f"{folder}: {problem}; give a folder that holds train.jsonl and, if you have them, "
+        "validation.jsonl, test.jsonl and card.json."
+    )
+
+
+def _read_card(path: Path) -> _Card:
+    text = _read(path)
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(card, dict):
-        raise DataError(f"{path}: expected an object, got {type(card).__name__}.")
-    return card
+        return _Card() if text is None else decode(_Card, json.loads(text))
+    except SchemaError as error:
+        raise DataError(f"{path}: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read as JSON: {first_line(error)}.") from error
 
 
-def _read_rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The rows of a JSONL file, each with ``file:line``; empty if there is no such file."""
-    if not path.exists():
+def _read_rows(path: Path) -> list[_Placed]:
+    """The rows of a JSONL file, empty if there is no such file."""
+    text = _read(path)
+    if text is None:
         return []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            rows.append((f"{path}:{number}", _parse_row(f"{path}:{number}", line)))
+    rows = [
+        (f"{path}:{number}", _parse_row(f"{path}:{number}", line))
+        for number, line in enumerate(text.split("\n"), 1)
+        if line.strip()
+    ]
+    if not rows:
+        raise DataError(f"{path}: there is no example in it: add some, or remove the file.")
     return rows
 
 
-def _parse_row(where: str, line: str) -> dict[str, Any]:
+def _read(path: Path) -> str | None:
     try:
-        row = json.loads(line)
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: cannot be read: {error}. Save it as UTF-8.") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def _parse_row(where: str, line: str) -> _Row:
+    try:
+        return decode(_Row, json.loads(line))
+    except SchemaError as error:
+        raise DataError(f"{where}: {error}.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not a line of JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected an object, got {line[:60]}")
-    if not isinstance(row.get("text"), str) or not row["text"].strip():
-        raise DataError(f'{where}: "text" must be a text that is not empty.')
-    if not isinstance(row.get("text_pair"), str | None):
-        raise DataError(f'{where}: "text_pair" must be a text.')
-    label = row.get("label")
-    if isinstance(label, bool) or not isinstance(label, str | int):
-        raise DataError(f'{where}: "label" must be a name or an index, got {label!r}.')
-    return row
+        raise DataError(f"{where}: not a line of JSON: {first_line(error)}.") from error
 
 
-def _labels(
-    folder: Path, card: dict[str, Any], rows: Sequence[tuple[str, dict[str, Any]]]
-) -> tuple[str, ...]:
-    names = card.get("labels")
+def _check_encodable(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise ValueError(
+            f'"{name}" has half a character, {half} at {error.start}, as a cut emoji leaves it: '
+            "remove it"
+        ) from error
+
+
+def _check_pairs(rows: Sequence[_Placed]) -> None:
+    first, row = rows[0]
+    for where, other in rows:
+        if bool(other.text_pair) != bool(row.text_pair):
+            has, lacks = (first, where) if row.text_pair else (where, first)
+            raise DataError(
+                f'{lacks}: there is no "text_pair", but {has} has one: all rows or none need it.'
+            )
+
+
+def _labels(folder: Path, card: _Card, rows: Sequence[_Placed]) -> tuple[str, ...]:
+    path, names = folder / "card.json", card.labels
     if names is None:
-        names = sorted({str(row["label"]) for _, row in rows})
-    if not isinstance(names, list) or not all(isinstance(n, str) and n.strip() for n in names):
-        raise DataError(f'{folder / "card.json"}: "labels" must be a list of names.')
+        path, names = folder / "train.jsonl", sorted({str(row.label) for _, row in rows})
+    for name in names:
+        if not 1 <= len(name.strip()) <= _MAX_LABEL:
+            raise DataError(
+                f"{path}: the label {name[:40]!r} has {len(name.strip())} characters: give it a "
+                f"name of 1 to {_MAX_LABEL}."
+            )
     if len(set(names)) != len(names) or len(names) < 2:
-        raise DataError(f"{folder}: a task needs two or more distinct labels, got {names}.")
+        raise DataError(f"{path}: a task needs two or more distinct labels, got {_listed(names)}.")
     return tuple(names)
 
 
-def _example(where: str, row: dict[str, Any], labels: tuple[str, ...]) -> Example:
-    label = row["label"]
-    if isinstance(label, int) and str(label) not in labels:
-        if not 0 <= label < len(labels):
-            raise DataError(f"{where}: label {label} is none of 0 … {len(labels) - 1}.")
-        return Example(row["text"], label, row.get("text_pair"))
-    if str(label) not in labels:
-        raise DataError(f"{where}: unknown label {label!r}; known are {', '.join(labels)}.")
-    return Example(row["text"], labels.index(str(label)), row.get("text_pair"))
+def _example(where: str, row: _Row, labels: tuple[str, ...]) -> Example:
+    if str(row.label) in labels:
+        index = labels.index(str(row.label))
+    elif isinstance(row.label, str):
+        raise DataError(f"{where}: unknown label {row.label[:80]!r}; known are {_listed(labels)}.")
+    elif 0 <= row.label < len(labels):
+        index = row.label
+    else:
+        raise DataError(f"{where}: label {row.label} is none of 0 … {len(labels) - 1}.")
+    return Example(row.text, index, row.text_pair or None)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_LISTED]) + (", …" if len(names) > _MAX_LISTED else "")
 
 
 def _check_train_labels(task: Task, path: Path) -> None:
@@ -195,6 +280,6 @@ def _check_train_labels(task: Task, path: Path) -> None:
     missing = [name for i, name in enumerate(task.labels) if not counts[i]]
     if missing:
         raise DataError(
-            f"{path}: no example of label {', '.join(map(repr, missing))}: add some, or take the "
-            "label out of card.json."
+            f"{path}: no example of label {_listed(missing)}: add some, or take the label out of "
+            "card.json."
         )

@@ -16,6 +16,7 @@ gradient predicts to help, of which the best few are then tried for real.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,19 +26,18 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.prompt_space import PromptSpace
-from optuna_llm_catalyst.prompt_tuning.models import EncodedSplit
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
-from optuna_llm_catalyst.prompt_tuning.models import Head
 from optuna_llm_catalyst.prompt_tuning.models import losses
-from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.prompt_tuning.prompts import embed
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.trajectory import DriftWord
 from optuna_llm_catalyst.trajectory import Swap
 from optuna_llm_catalyst.trajectory import TrajectoryPoint
 
 
 Metric = Literal["cosine", "l2"]
+Embed = Callable[[Sequence[Sequence[int]]], Tensor]
 
 #: A virtual token that moved by less than this part of its norm has no direction to speak of.
 _MIN_DRIFT = 1e-3
@@ -59,16 +59,20 @@ class WordTable:
     embeddings: Tensor
 
 
-def word_table(
-    space: PromptSpace, word_embeddings: Tensor, *, also: Sequence[int] = ()
-) -> WordTable:
-    """The whole words of the vocabulary, and the tokens ``also``, whatever they are."""
+def word_table(space: PromptSpace, embed: Embed, *, also: Sequence[int] = ()) -> WordTable:
+    """The whole words of the vocabulary, and the tokens ``also``, whatever they are.
+
+    Args:
+        space: The space of prompts.
+        embed: A model's ``embed``, from token ids to embeddings ``(1, W, d)``.
+        also: Token ids that must be in the table.
+    """
     named = dict(space.whole_words)
     for token_id in also:
         if token_id not in named:
             named[token_id] = str(space.tokenizer.decode([token_id])).strip()
     token_ids = tuple(named)
-    return WordTable(token_ids, tuple(named.values()), embed([token_ids], word_embeddings)[0])
+    return WordTable(token_ids, tuple(named.values()), embed([token_ids])[0])
 
 
 def nearest(prompt: Tensor, table: WordTable, metric: Metric = "cosine") -> list[int]:
@@ -144,39 +148,36 @@ class Projector:
     """Turns the evaluations of one stage into points of its trajectory.
 
     Args:
-        model: The frozen model.
-        table: The words that may be named; must contain the start's tokens for law 8.
-        train: Where the gradient of the swaps comes from.
-        validation: Where hard prompts and swaps are measured.
-        start: The restart prompt's embeddings, of shape ``(L, d)``.
+        run: The stage's run. Its training examples give the gradient of the swaps, its
+            validation examples the losses of hard prompts.
+        table: The words that may be named; must contain the start's tokens.
         metric: How near words are found.
-        n_checked_swaps: Swaps that are measured for each new projection; 0 for none.
+        n_checked_swaps: Swaps that are measured for each new projection; 0 for none. A model
+            without gradients has none.
     """
 
     def __init__(
         self,
-        model: TaskModel,
+        run: Run,
         table: WordTable,
-        train: EncodedSplit,
-        validation: EncodedSplit,
-        start: Tensor,
         *,
         metric: Metric = "cosine",
         n_checked_swaps: int = 8,
     ) -> None:
-        self._model = model
+        self._run = run
+        self._model = run.model
+        self._kind = run.start.kind
+        self._start = run.start.words()[0].detach()  # (L, d)
         self._table = table
-        self._train = train
-        self._validation = validation
-        self._start = start
         self._metric: Metric = metric
-        self._n_checked_swaps = n_checked_swaps
+        self._n_checked_swaps = n_checked_swaps if run.model.is_differentiable else 0
         # Projections rarely change within a stage: each is measured once.
         self._measured: dict[tuple[int, ...], tuple[float, tuple[Swap, ...]]] = {}
 
     def point(self, evaluation: Evaluation) -> TrajectoryPoint:
         """The trajectory's point at an evaluation."""
-        rows = tuple(nearest(evaluation.prompt, self._table, self._metric))
+        words = evaluation.prompt.words()[0]  # (L, d)
+        rows = tuple(nearest(words, self._table, self._metric))
         if rows not in self._measured:
             self._measured[rows] = self._measure(rows)
         hard_loss, swaps = self._measured[rows]
@@ -186,8 +187,8 @@ class Projector:
             loss=evaluation.loss,
             accuracy=evaluation.accuracy,
             hard_loss=hard_loss,
-            token_ids=tuple(self._table.token_ids[row] for row in rows),
-            drift=drift(evaluation.prompt, self._start, self._table),
+            token_ids=self._token_ids(rows),
+            drift=drift(words, self._start, self._table),
             swaps=swaps,
         )
 
@@ -197,17 +198,16 @@ class Projector:
         With a fresh head, where the model has one: the loss is then that of the words, comparable
         with a screened candidate's, and does not depend on when they were met.
         """
-        hard = self._table.embeddings[list(rows)]  # (L, d)
-        head = self._model.fresh_head(hard.unsqueeze(0), self._train)
+        hard = self._model.start([self._token_ids(rows)], self._run.train, self._kind)
         swaps = []
         if self._n_checked_swaps:
-            gradient = self._gradient(hard, head)
-            swaps = promising_swaps(hard, gradient, self._table, self._n_checked_swaps)
-        prompts = hard.repeat(1 + len(swaps), 1, 1)  # (P, L, d), the hard prompt itself first
-        for i, (position, row, _) in enumerate(swaps, start=1):
-            prompts[i, position] = self._table.embeddings[row]
-        heads = {name: h.expand(len(prompts), *h.shape[1:]) for name, h in head.items()}
-        hard_loss, *swapped = evaluate(self._model, prompts, heads, self._validation).loss
+            gradient = self._gradient(rows, hard)
+            embeddings = self._table.embeddings[list(rows)]  # (L, d)
+            swaps = promising_swaps(embeddings, gradient, self._table, self._n_checked_swaps)
+        swapped = [_replaced(rows, position, row) for position, row, _ in swaps]
+        tried = self._placed(self._model.embed([self._token_ids(r) for r in (rows, *swapped)]))
+        tried = tried.with_head(hard.head)
+        hard_loss, *losses_ = evaluate(self._model, tried, self._run.validation).loss
         checked = [
             Swap(
                 position=position,
@@ -216,19 +216,28 @@ class Projector:
                 predicted=predicted,
                 measured=loss - hard_loss,
             )
-            for (position, row, predicted), loss in zip(swaps, swapped, strict=True)
+            for (position, row, predicted), loss in zip(swaps, losses_, strict=True)
         ]
         return hard_loss, tuple(sorted(checked, key=lambda swap: swap.measured or 0.0))
 
-    def _gradient(self, hard: Tensor, head: Head) -> Tensor:
-        """Gradient of the mean training loss at a hard prompt, of shape ``(L, d)``."""
-        prompt = hard.clone().requires_grad_()
-        order = sorted(range(len(self._train)), key=lambda i: self._train.lengths[i])
-        size = self._model.batch_size
-        for start in range(0, len(order), size):
-            batch = self._train.select(order[start : start + size])
-            logits = self._model.logits(prompt.unsqueeze(0), head, batch)
-            loss = losses(logits, batch.labels)[0] * (len(batch) / len(order))
-            loss.backward()
-        assert prompt.grad is not None
-        return prompt.grad
+    def _gradient(self, rows: tuple[int, ...], hard: Prompt) -> Tensor:
+        """Gradient of the mean training loss with respect to the words, of shape ``(L, d)``."""
+        embeddings = self._model.embed([self._token_ids(rows)]).requires_grad_()  # (1, L, d)
+        train = self._run.train
+        for indices in train.batches(self._model.batch_size):
+            batch = train.select(indices)
+            prompt = self._placed(embeddings).with_head(hard.head)
+            loss = losses(self._model.log_probs(prompt, batch), batch.labels)[0]
+            (loss * (len(batch) / len(train))).backward()
+        assert embeddings.grad is not None
+        return embeddings.grad[0]
+
+    def _placed(self, embeddings: Tensor) -> Prompt:
+        return Prompt(self._kind, self._kind.start(embeddings, self._model.placement))
+
+    def _token_ids(self, rows: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self._table.token_ids[row] for row in rows)
+
+
+def _replaced(rows: tuple[int, ...], position: int, row: int) -> tuple[int, ...]:
+    return (*rows[:position], row, *rows[position + 1 :])

@@ -2,13 +2,19 @@
 
 A stage that dies by SIGKILL leaves its trial RUNNING for ever. Optuna's heartbeat notices after
 minutes and in relational storages only; on the same machine the process table knows at once.
+
+A process id means something only within one boot and one PID namespace (a container has its
+own). Whatever is not known to be dead is left alone.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from dataclasses import dataclass
 import os
+from pathlib import Path
 import platform
-from typing import Any
+import sys
 from typing import TYPE_CHECKING
 
 import optuna
@@ -21,49 +27,116 @@ from optuna_llm_catalyst import records
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-#: Start times are read from the same clock, but rounded differently by some systems.
-_SAME_START_S = 1.0
+_HAS_PROC = sys.platform.startswith("linux")
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process, as its trials record it.
+
+    Attributes:
+        host: Name of the machine.
+        boot: What tells this boot of the machine from others; empty if that is not known.
+        namespace: Where the process id is valid; empty if that is not known.
+        pid: The process id.
+        started: When the process started. Ids are used again, by processes that start later.
+            In clock ticks since the boot where the system tells, which no step of the clock
+            changes, else in seconds since 1970.
+    """
+
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.pid < 2**31:
+            raise ValueError(f"a process id must be positive, got {self.pid}")
 
 
 def claim(trial: BaseTrial) -> None:
     """Records that this process runs the trial."""
-    records.save(trial, "worker", _this_process())
+    records.save(trial, "worker", asdict(this_process()))
 
 
 def fail_dead_trials(study: optuna.Study) -> list[int]:
     """Marks running trials of this machine as failed if their process is gone.
 
-    Trials of other machines, and those that no objective of ours runs, are left alone.
+    Trials of other machines or containers, and those that no objective of ours runs, are left
+    alone.
 
     Returns:
         The numbers of the trials that were marked.
     """
+    here = this_process()
     dead = []
     for trial in records.all_trials(study):
-        if trial.state == TrialState.RUNNING and _is_dead(records.load(trial, "worker")):
+        if trial.state != TrialState.RUNNING:
+            continue
+        worker = records.load(trial, "worker", Worker)
+        if worker is not None and _is_dead(worker, here):
             # Another worker may be faster by now.
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             dead.append(trial.number)
     return dead
 
 
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": platform.node(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
-
-
-def _is_dead(worker: dict[str, Any] | None) -> bool:
-    if worker is None or worker["host"] != platform.node():
-        return False
+def this_process() -> Worker:
+    """The process that calls."""
     try:
-        process = psutil.Process(worker["pid"])
-        # Process ids are used again: the same id with another start is another process.
-        same = abs(process.create_time() - worker["started"]) < _SAME_START_S
-        return not same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        boot, namespace, started = _boot(), _namespace(), _state("self")[1]
+    except (OSError, psutil.Error):  # As where there is no /proc.
+        boot, namespace, started = "", "", 0.0
+    return Worker(platform.node(), boot, namespace, os.getpid(), started)
+
+
+def _is_dead(worker: Worker, here: Worker) -> bool:
+    if not (worker.host and worker.boot and worker.namespace):
+        return False
+    place = (worker.host, worker.boot, worker.namespace)
+    if place != (here.host, here.boot, here.namespace):
+        return False
+    if not _exists(worker.pid):
         return True
-    except psutil.AccessDenied:
-        return False  # Somebody else's process: it lives.
+    try:
+        is_zombie, started = _state(str(worker.pid))
+    except (OSError, psutil.Error):
+        return False  # It may be somebody else's, which the system hides.
+    return is_zombie or started != worker.started
+
+
+def _boot() -> str:
+    if _HAS_PROC:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return str(psutil.boot_time())
+
+
+def _namespace() -> str:
+    if not _HAS_PROC:
+        return "the only one"
+    # A container may see the processes of its host there.
+    is_ours = os.readlink("/proc/self") == str(os.getpid())
+    return os.readlink("/proc/self/ns/pid") if is_ours else ""
+
+
+def _exists(pid: int) -> bool:
+    if not _HAS_PROC:
+        return bool(psutil.pid_exists(pid))
+    try:
+        os.kill(pid, 0)  # Sends nothing.
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # Somebody else's process.
+    return True
+
+
+def _state(pid: str) -> tuple[bool, float]:
+    """Whether a process has ended without being waited for, and when it started."""
+    if _HAS_PROC:
+        # The name before the last bracket may hold anything; see proc_pid_stat(5).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return fields[0] in {"Z", "X"}, float(fields[19])
+    process = psutil.Process(None if pid == "self" else int(pid))
+    return process.status() == psutil.STATUS_ZOMBIE, process.create_time()

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
+import time
 from typing import Any
 from typing import Protocol
 
+import optuna
+
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 
 
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")
+
+
 @dataclass(frozen=True)
 class ProposalRequest:
-    """What a proposer is asked.
+    """What is requested of a proposer.
 
     Attributes:
         space: The space of the prompts.
@@ -42,10 +50,10 @@ class ProposalRequest:
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a proposer answers.
+    """What a proposer gives for one trial.
 
     Attributes:
-        prompts: Candidates, best guess first; fewer than asked for is allowed.
+        prompts: Candidates, best guess first; fewer than requested are allowed.
         origin: How they came about: ``llm``, ``mutation``, …
         details: JSON-able facts for the trial's record.
     """
@@ -82,3 +90,51 @@ class Proposer(Protocol):
             ProposalError: If there is nothing to propose. The sampler then falls back.
         """
         ...
+
+
+def proposal_of(proposer: Proposer, request: ProposalRequest) -> Proposal:
+    """What a proposer proposes; whatever it raises is a failure.
+
+    Returns:
+        The proposal, without prompts if it failed. Its details say why it failed (``failure``),
+        how long it took (``seconds``) and which history it was made from (``history_seen``).
+    """
+    started = time.perf_counter()
+    failure = None
+    try:
+        proposal = _checked(proposer.propose(request), request)
+    except ProposalError as error:
+        details = error.details if isinstance(error.details, Mapping) else {}
+        proposal, failure = Proposal((), "", details), str(error)
+    except Exception as error:  # A study must outlive whatever a third-party proposer raises.
+        _logger.debug("The proposer raised.", exc_info=True)
+        details = {"proposer": type(proposer).__name__}
+        proposal, failure = Proposal((), "", details), f"{type(error).__name__}: {error}"
+    facts = {
+        "failure": failure,
+        "seconds": round(time.perf_counter() - started, 3),
+        "history_seen": {
+            "trial": request.trial_number,
+            "n_finished": request.history.n_finished,
+            "n_in_flight": len(request.history.in_flight),
+        },
+    }
+    return replace(proposal, details={**records.jsonable(proposal.details), **facts})
+
+
+def _checked(proposal: Proposal, request: ProposalRequest) -> Proposal:
+    """The proposal in plain types, with the fixed tokens.
+
+    Raises:
+        ValueError: If a prompt is of another space.
+    """
+    space = request.space
+    prompts = tuple(
+        replace(
+            space.with_tokens(space.from_token_ids(prompt.token_ids), request.fixed),
+            n_truncated=int(prompt.n_truncated),
+            n_padding=int(prompt.n_padding),
+        )
+        for prompt in proposal.prompts
+    )
+    return Proposal(prompts, str(proposal.origin), dict(proposal.details))

@@ -38,16 +38,23 @@ def facts(history: History, space: PromptSpace) -> list[str]:
 
 
 def replacements(outcomes: Sequence[Outcome], space: PromptSpace, name: str) -> list[str]:
-    """What changed with a single token, for stages that differ in no other; greatest first."""
-    found: dict[tuple[str, str], float] = {}
+    """What changed with a single token, for stages that differ in no other; greatest first.
+
+    Several pairs of stages for the same two words are averaged.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
     for old, new in combinations(outcomes, 2):
         places = [i for i in range(len(old.token_ids)) if old.token_ids[i] != new.token_ids[i]]
         if len(places) != 1:
             continue
         before, after = (space.whole_words.get(o.token_ids[places[0]]) for o in (old, new))
         if before and after:
-            found[before, after] = new.value - old.value
-    ranked = sorted(found.items(), key=lambda item: -abs(item[1]))[:_MAX_REPLACEMENTS]
+            # The same two words the other way round count with the other sign.
+            sign = -1 if (after, before) in found else 1
+            pair = (after, before) if sign == -1 else (before, after)
+            found.setdefault(pair, []).append(sign * (new.value - old.value))
+    averages = [(pair, mean(changes)) for pair, changes in found.items()]
+    ranked = sorted(averages, key=lambda item: -abs(item[1]))[:_MAX_REPLACEMENTS]
     return [
         f'replacing "{old}" by "{new}" changed the {name} by {change:+.3f}'
         for (old, new), change in ranked

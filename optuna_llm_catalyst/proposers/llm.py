@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from collections.abc import Sequence
-from dataclasses import dataclass
 from dataclasses import replace
 import json
 import time
@@ -14,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import meta_prompt
@@ -22,22 +19,24 @@ from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import Proposal
 from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
+from optuna_llm_catalyst.proposers.candidates import judge
+from optuna_llm_catalyst.proposers.candidates import JudgedReply
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
+from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
 from optuna_llm_catalyst.proposers.pools import edit_record
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.providers import retrying
-from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.providers.base import Provider
 
 
-#: With less time than this no answer is to be expected.
+#: With less time than this no reply can come.
 _MIN_TIMEOUT_S = 0.05
-#: Characters of what the LLM is told of its last answer, and tokens to keep free for it.
+#: Characters of what the LLM is told of its last reply, and tokens to keep free for it.
 _MAX_PROBLEM = 300
 _MAX_ERROR = 2_000
 _MAX_DETAILS = 4_000
@@ -45,12 +44,11 @@ _CORRECTION_TOKENS = 150
 
 
 class LLMProposer:
-    """Asks an LLM for restart prompts.
+    """Proposes restart prompts that an LLM wrote.
 
-    Two kinds of failure are met in two ways. When the way to the LLM fails, the same request is
-    repeated after a pause. When the reply is of no use (no JSON, nothing new, everything too
-    long, …), the LLM is asked again with another seed and told what was wrong. One deadline is
-    for all of it.
+    A request that does not get through is repeated after a pause. A reply of no use (no JSON,
+    no words, nothing new, everything too long, …) leads to another attempt, with another seed and
+    with what was wrong. One deadline is for all of it.
 
     Args:
         provider: Where completions come from.
@@ -58,13 +56,16 @@ class LLMProposer:
         labels: The labels it chooses among.
         examples: Texts of the task with their labels, to show to the LLM. They leave the
             training process, to the provider and into the study's records: none by default.
-        sections: What the meta-prompt holds, by name: ``examples``, ``mistakes``, ``signals``,
-            ``directions``, ``ranked_prompts``, ``in_flight``, ``pools``; ``task`` and
-            ``request`` are always part of it.
+        mechanism: How a prompt acts on the frozen model, in a sentence from the task model.
+        n_validation: How many validation examples the study's values rest on, if known.
+        n_stages: How many stages the study shall have in all, if known.
+        sections: What the meta-prompt holds, by name: ``mechanism``, ``examples``, ``mistakes``,
+            ``signals``, ``directions``, ``ranked_prompts``, ``in_flight``, ``pools``; ``task``
+            and ``request`` are always part of it.
         edit_horizon: Stages over which the edit budget of ``pools`` shrinks.
-        timeout: Seconds for one proposal: loading the model, retries and re-asks included.
-        max_attempts: How often a trial asks at most, because replies are of no use.
-        max_tries: How often a request is sent at most, because the way to the LLM fails.
+        timeout: Seconds for one proposal: loading the model, all tries and attempts included.
+        max_attempts: Attempts at most for one proposal, where replies are of no use.
+        max_tries: How often a request is sent at most, where it does not get through.
         backoff: Seconds before a request is repeated; doubled each time, with jitter.
     """
 
@@ -75,6 +76,9 @@ class LLMProposer:
         *,
         labels: Sequence[str] = (),
         examples: Sequence[tuple[str, str]] = (),
+        mechanism: str = "",
+        n_validation: int | None = None,
+        n_stages: int | None = None,
         sections: Sequence[str] = DEFAULT_SECTIONS,
         edit_horizon: int = 20,
         timeout: float = DEFAULT_TIMEOUT_S,
@@ -88,18 +92,27 @@ class LLMProposer:
         if isinstance(examples, str) or not all(len(pair) == 2 for pair in examples):
             raise ValueError("`examples` must be a list of pairs of a text and its label.")
         for name, value, least in (
+            ("n_validation", n_validation, 1),
+            ("n_stages", n_stages, 1),
             ("edit_horizon", edit_horizon, 1),
             ("max_attempts", max_attempts, 1),
             ("max_tries", max_tries, 1),
             ("backoff", backoff, 0),
         ):
-            if not value >= least:
+            if value is not None and not value >= least:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         if not 0 < timeout < float("inf"):
             raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
         self._provider = provider
         self.options = MetaPromptOptions(
-            task_description, tuple(labels), tuple(examples), tuple(sections), edit_horizon
+            task_description=task_description,
+            labels=tuple(labels),
+            examples=tuple(examples),
+            mechanism=mechanism,
+            n_validation=n_validation,
+            n_stages=n_stages,
+            sections=tuple(sections),
+            edit_horizon=edit_horizon,
         )
         self._timeout = timeout
         self._max_attempts = max_attempts
@@ -108,12 +121,12 @@ class LLMProposer:
 
     @property
     def max_meta_prompt_tokens(self) -> int | None:
-        """Tokens that the meta-prompt may have, with room for a word on the last answer."""
+        """Tokens that the meta-prompt may have, with room for a word on the last reply."""
         most = self._provider.max_prompt_tokens
         return None if most is None else most - _CORRECTION_TOKENS
 
-    def meta_prompt(self, request: ProposalRequest) -> meta_prompt.MetaPrompt:
-        """What the LLM would be asked.
+    def meta_prompt(self, request: ProposalRequest) -> MetaPrompt:
+        """The meta-prompt of a request, as the LLM would read it.
 
         Raises:
             BudgetError: If the instructions alone do not fit into the LLM's context.
@@ -125,49 +138,39 @@ class LLMProposer:
         attempts: list[dict[str, Any]] = []
         details: dict[str, Any] = {"proposer": "llm", "provider": self._provider.name}
         try:
-            asked = self.meta_prompt(request)
+            built = self.meta_prompt(request)
         except BudgetError as error:
             raise ProposalError(str(error), details) from error
-        details |= asked.facts() | {"meta_prompt": records.clip(asked.text), "attempts": attempts}
+        details |= built.facts() | {"meta_prompt": records.clip(built.text), "attempts": attempts}
         judged = JudgedReply()
         too_long: tuple[RestartPrompt, ...] = ()
-        while len(attempts) < self._max_attempts:
+        while len(attempts) < self._max_attempts and not judged.usable:
             left = deadline - time.monotonic()
             if attempts and left < _MIN_TIMEOUT_S:
                 problem = f"{judged.problem}; the {self._timeout:g} s for a proposal are over"
                 judged = replace(judged, problem=problem)
                 break
-            completion_request = CompletionRequest(
-                prompt=asked.text + _correction(judged.problem),
-                schema=reply.schema(request.n_candidates),
-                seed=_seed(request.seed, len(attempts)),
-                trial_number=request.trial_number,
-                proposal_index=len(request.history.proposals),
-                attempt=len(attempts),
-                timeout=left,
-            )
+            text = built.text + _correction(judged.problem)
+            completion_request = _completion_request(request, text, attempts, left)
             try:
-                judged = self._ask(completion_request, request, attempts)
+                judged = self._attempt(completion_request, request, attempts)
             except Exception as error:  # Providers of third parties raise whatever.
                 # A server may have written it: it goes to logs and terminals.
                 message = records.clip(one_line(str(error)), _MAX_ERROR)
-                problem = f"{type(error).__name__}: {message}"
                 attempts.append({"seed": completion_request.seed, "error": message})
-                judged = replace(judged, problem=problem)
+                judged = replace(judged, problem=f"{type(error).__name__}: {message}")
                 break
             too_long = judged.too_long or too_long
-            if judged.usable:
-                break
         # What is too long is cut to the space's length: better than none, and recorded.
         prompts = judged.usable + judged.too_long or too_long
         if not prompts:
             raise ProposalError(judged.problem, details)
         prompts = prompts[: request.n_candidates]
-        if "pools" in asked.sections:
+        if "pools" in built.sections:
             details |= edit_record(request, self.options.edit_horizon, prompts)
         return Proposal(prompts, "llm", details)
 
-    def _ask(
+    def _attempt(
         self,
         completion_request: CompletionRequest,
         request: ProposalRequest,
@@ -200,52 +203,23 @@ class LLMProposer:
         return judged
 
 
-@dataclass(frozen=True)
-class JudgedReply:
-    """What a reply is worth.
-
-    Attributes:
-        usable: New prompts that fit into the space.
-        too_long: New prompts that had to be cut to fit.
-        rejected: Texts that are not usable as they are, and why.
-        problem: Why nothing is usable, or what else is odd; empty if all is well.
-    """
-
-    usable: tuple[RestartPrompt, ...] = ()
-    too_long: tuple[RestartPrompt, ...] = ()
-    rejected: tuple[tuple[str, str], ...] = ()
-    problem: str = ""
-
-
-def judge(completion: Completion, request: ProposalRequest) -> JudgedReply:
-    """Sorts the prompts of a reply into what can be used and what cannot."""
-    try:
-        texts = reply.parse(completion.text)
-    except InvalidReplyError as error:
-        return JudgedReply(problem=completion.problem or f"{type(error).__name__}: {error}")
-    usable: dict[tuple[int, ...], RestartPrompt] = {}
-    too_long: dict[tuple[int, ...], RestartPrompt] = {}
-    rejected = []
-    for text in texts:
-        try:
-            prompt = request.space.from_text(text)
-        except ValueError:
-            rejected.append((text, "no word of it is in the vocabulary"))
-            continue
-        if prompt.token_ids in request.history.tried:
-            rejected.append((text, "it was tried before"))
-        elif prompt.n_truncated:
-            rejected.append((text, f"it is {prompt.n_truncated} tokens too long"))
-            too_long.setdefault(prompt.token_ids, prompt)
-        else:
-            usable.setdefault(prompt.token_ids, prompt)
-    problem = completion.problem
-    if not usable:
-        reasons = Counter(reason for _, reason in rejected)
-        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
-        problem = f"none of the {len(texts)} prompts can be used as it is: {listed}"
-    cut = tuple(prompt for token_ids, prompt in too_long.items() if token_ids not in usable)
-    return JudgedReply(tuple(usable.values()), cut, tuple(rejected), problem)
+def _completion_request(
+    request: ProposalRequest, text: str, attempts: Sequence[Mapping[str, Any]], timeout: float
+) -> CompletionRequest:
+    """The request of the next attempt."""
+    # A reply that the server cut may have been thinking: then its own limit alone holds.
+    was_cut = any("server_problem" in row for row in attempts)
+    length = request.space.num_virtual_tokens
+    return CompletionRequest(
+        prompt=text,
+        schema=reply.schema(request.n_candidates, reply.pattern(request.space)),
+        seed=_seed(request.seed, len(attempts)),
+        trial_number=request.trial_number,
+        proposal_index=len(request.history.proposals),
+        attempt=len(attempts),
+        timeout=timeout,
+        max_tokens=None if was_cut else reply.max_tokens(request.n_candidates, length),
+    )
 
 
 def _short(details: Mapping[str, Any]) -> dict[str, Any]:

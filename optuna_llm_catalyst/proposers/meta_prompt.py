@@ -1,4 +1,4 @@
-"""A study's history as the text that an LLM is asked with, within a budget of tokens. Pure."""
+"""A study's history as the text that an LLM reads, within a budget of tokens. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from optuna_llm_catalyst.providers.base import estimated_tokens
 
 
 #: Raised with every change of the wording, so that records tell which one was used.
-VERSION = "2"
+VERSION = "3"
 
 
 class BudgetError(CatalystError):
@@ -79,7 +79,8 @@ def build(
     full: set[str] = set()
     for kept_points, kept_names in _ever_shorter(request, names):
         history = replace(request.history, points=kept_points)
-        texts = {n: SECTIONS[n](replace(request, history=history), options) for n in kept_names}
+        sent = replace(options, sections=kept_names)
+        texts = {n: SECTIONS[n](replace(request, history=history), sent) for n in kept_names}
         shown = tuple(name for name, section in texts.items() if section)
         full = full or set(shown)
         text = "\n\n".join(texts[name] for name in shown)

@@ -46,6 +46,7 @@ class MutationProposer:
             if len(found) == request.n_candidates:
                 break
             child, numbers = self._child(request.space, request.history, rng)
+            child = request.space.with_tokens(child, request.fixed)
             if child.token_ids not in request.history.tried and child.token_ids not in found:
                 found[child.token_ids] = child
                 parents |= numbers

@@ -1,6 +1,7 @@
 """The sections of a meta-prompt: each a pure function of the request, empty if it has nothing.
 
-Which of them are sent is one argument, so that what each is worth can be measured.
+Which of them are sent is one argument, so that what each is worth can be measured. No section
+speaks of another that is not sent: ``options.sections`` names those that are.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import directions
+from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 from optuna_llm_catalyst.proposers.pools import edit_budget
 from optuna_llm_catalyst.proposers.pools import n_refined
@@ -27,20 +29,18 @@ _MAX_CONFUSIONS = 6
 
 @dataclass(frozen=True)
 class MetaPromptOptions:
-    """What an LLM is told beside the history, and how.
+    """What an LLM is told beside the history.
 
-    Attributes:
-        task_description: What the frozen model shall do, in the user's words.
-        labels: The labels it chooses among.
-        examples: Texts of the task with their labels. They leave the training process: to a
-            server, and into the study's records. Misread texts are told only beside them.
-        sections: Names of the sections to send, of :data:`SECTIONS`; their order is fixed.
-        edit_horizon: Stages over which the edit budget of ``pools`` shrinks.
+    The fields are the arguments of :class:`~optuna_llm_catalyst.LLMProposer` of the same names.
+    Misread texts are told only beside ``examples``; the order of ``sections`` does not matter.
     """
 
     task_description: str = ""
     labels: Sequence[str] = ()
     examples: Sequence[tuple[str, str]] = ()
+    mechanism: str = ""
+    n_validation: int | None = None
+    n_stages: int | None = None
     sections: Sequence[str] = ()
     edit_horizon: int = 20
 
@@ -49,12 +49,35 @@ def task(request: ProposalRequest, options: MetaPromptOptions) -> str:
     described = options.task_description.strip() or "(not described)"
     names = ", ".join(map(one_line, options.labels))
     labels = f" The labels are: {names}." if names else ""
+    seen = "see how earlier starts went and choose new ones"
     return (
-        "You plan restarts for prompt tuning. A short prompt starts a round of gradient descent "
-        "on the prompt's embeddings, in front of a frozen language model. Gradient descent only "
-        "searches nearby, so where it starts decides how far it gets. You see how earlier starts "
-        f"went and choose new ones.\n\nTask of the frozen model: {described}{labels}"
+        "You plan restarts for prompt tuning. A stage starts from a short prompt, in front of a "
+        "frozen language model, and improves the prompt's embeddings by gradient descent. That "
+        "only searches nearby, so where it starts decides how far it gets. You "
+        f"{seen if _ranks(request, options) else 'choose the starts'}.\n\n"
+        f"Task of the frozen model: {described}{labels}"
     )
+
+
+def mechanism(request: ProposalRequest, options: MetaPromptOptions) -> str:
+    """What happens with the prompts, and how far their values can be trusted."""
+    past, name, n = request.history, _name(request.history.minimize), options.n_validation
+    best = f"the {'lowest' if past.minimize else 'highest'} {name} before training"
+    trained = f"the one with {best}" if request.screened else "the first"
+    left = (options.n_stages or 0) - past.n_finished
+    facts = _joined(
+        one_line(options.mechanism),
+        f"One of your prompts is trained: {trained}." if request.n_candidates > 1 else "",
+        f"A stage that finds nothing better keeps its start: its {name} before and after training "
+        "are equal."
+        if _ranks(request, options)
+        else "",
+        f"Values rest on {_counted(n, 'validation example')}: small differences are chance."
+        if n
+        else "",
+        f"Stages left, this one included: {left}." if left > 0 else "",
+    )
+    return f"How it works: {facts}" if facts else ""
 
 
 def examples(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -74,10 +97,9 @@ def mistakes(request: ProposalRequest, options: MetaPromptOptions) -> str:
     ]
     # A study may hold texts from when examples were shared.
     shared = best.mistakes.texts if options.examples else ()
-    lines += [
-        f"- {_quoted(_cut(t.text))} is {one_line(t.label)}, taken for {one_line(t.predicted)}"
-        for t in shared
-    ]
+    for t in shared:
+        texts = " / ".join(_quoted(_cut(x)) for x in (t.text, t.text_pair) if x is not None)
+        lines.append(f"- {texts} is {one_line(t.label)}, taken for {one_line(t.predicted)}")
     return _titled("What the best prompt still gets wrong after training:", lines)
 
 
@@ -114,16 +136,14 @@ def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     if not past.points:
         return "No prompt has been tried yet." if not past.n_finished else "No value is known yet."
     better = f"worst first, best last ({'lower' if past.minimize else 'higher'} is better):"
-    lines = {
-        trained: [
-            _line(point, request) for point in reversed(past.points) if _is_stage(point) is trained
-        ]
-        for trained in (False, True)
-    }
     # A value after training and one without cannot be compared.
+    trained, others = (
+        [_line(p, request) for p in reversed(past.points) if (p.kind == "stage") is is_stage]
+        for is_stage in (True, False)
+    )
     blocks = (
-        _titled(f"Prompts that were not trained, {better}", lines[False]),
-        _titled(f"Prompts tried so far, {better}", lines[True]),
+        _titled(f"Prompts that were not trained, {better}", others),
+        _titled(f"Prompts tried so far, {better}", trained),
     )
     return "\n\n".join(filter(None, blocks))
 
@@ -146,25 +166,30 @@ def pools(request: ProposalRequest, options: MetaPromptOptions) -> str:
         f"{_shown(stages[0].prompt, request)}: change at most {limit} of its words."
     ]
     if n_refining < request.n_candidates:
-        lines.append(
-            f"- The other {request.n_candidates - n_refining} should explore: start from other "
-            "ideas than the prompts above."
-        )
+        others = request.n_candidates - n_refining
+        lines.append(f"- The other {others} should explore: start from quite other ideas.")
     return _titled("How far to go:", lines)
 
 
 def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """How many prompts of how many tokens, and the form of the answer."""
-    length = request.space.num_virtual_tokens
-    prompts = "prompt" if request.n_candidates == 1 else "prompts"
-    return (
-        f"Write {request.n_candidates} new {prompts}. Each is cut at {length} tokens of the "
-        f"model's own tokenizer, where a common word is one token and a rare one several, so use "
-        f"at most {length} short words. They must differ from each "
-        "other and from every prompt above. Keep what the good ones share, and try wordings that "
-        "name the task in other ways.\n"
-        'Answer with JSON only: {"prompts": ["...", "..."]}'
+    n, length = request.n_candidates, request.space.num_virtual_tokens
+    ranks = _ranks(request, options)
+    above = ranks or ("in_flight" in options.sections and request.history.in_flight)
+    others = ["each other"] * (n > 1) + ["every prompt above"] * bool(above)
+    said = _joined(
+        f"Write {_counted(n, 'new prompt')}. Each is cut at {_counted(length, 'token')} of the "
+        "model's own tokenizer, where a common word is one token and a rare one several, so use "
+        f"at most {_counted(length, 'short word')}, and no numbers.",
+        f"{'They' if n > 1 else 'It'} must differ from {' and from '.join(others)}."
+        if others
+        else "",
+        "Keep what the good ones share." if ranks else "",
+        "Try wordings that name the task in different ways.",
+        _fixed(request),
     )
+    form = json.dumps({"prompts": reply.examples(n, length)})
+    return f"{said}\nAnswer with JSON only, in this form, with prompts of your own: {form}"
 
 
 Section = Callable[[ProposalRequest, MetaPromptOptions], str]
@@ -172,6 +197,7 @@ Section = Callable[[ProposalRequest, MetaPromptOptions], str]
 #: All sections in the order in which they are sent.
 SECTIONS: dict[str, Section] = {
     "task": task,
+    "mechanism": mechanism,
     "examples": examples,
     "mistakes": mistakes,
     "signals": signals,
@@ -181,10 +207,10 @@ SECTIONS: dict[str, Section] = {
     "pools": pools,
     "request": wanted,
 }
-#: Always sent: without them there is no question.
+#: Always sent: they say what to do.
 INSTRUCTIONS = ("task", "request")
 #: Ranked history, until an ablation says otherwise: a section has to earn its place.
-DEFAULT_SECTIONS = ("task", "examples", "ranked_prompts", "in_flight", "request")
+DEFAULT_SECTIONS = ("task", "mechanism", "examples", "ranked_prompts", "in_flight", "request")
 
 
 def check_sections(names: Sequence[str]) -> None:
@@ -195,12 +221,29 @@ def check_sections(names: Sequence[str]) -> None:
         )
 
 
-def _is_stage(point: HistoryPoint) -> bool:
-    return point.kind == "stage"
+def _ranks(request: ProposalRequest, options: MetaPromptOptions) -> bool:
+    """Whether prompts are shown with their values."""
+    return "ranked_prompts" in options.sections and bool(request.history.points)
+
+
+def _fixed(request: ProposalRequest) -> str:
+    """Which words the LLM cannot choose."""
+    tokens = sorted(request.fixed.items())
+    words = [_quoted(request.space.vocabulary.decode([token_id])) for _, token_id in tokens]
+    positions = ", ".join(str(position + 1) for position, _ in tokens)
+    return f"The words at positions {positions} are fixed: {', '.join(words)}." if words else ""
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _name(minimize: bool) -> str:
     return "loss" if minimize else "value"
+
+
+def _joined(*sentences: str) -> str:
+    return " ".join(filter(None, sentences))
 
 
 def _titled(title: str, lines: Sequence[str]) -> str:
@@ -210,12 +253,14 @@ def _titled(title: str, lines: Sequence[str]) -> str:
 def _line(point: HistoryPoint, request: ProposalRequest) -> str:
     name = _name(request.history.minimize)
     parts = [f"{name} {_arrow(point.before, point.value)}"]
-    if not _is_stage(point):
+    if point.kind != "stage":
         parts = [f"{name} {point.value:.3f} without training"]
     if point.accuracy is not None:
         parts.append(f"accuracy {_arrow(point.accuracy_before, point.accuracy)}")
     if point.pruned:
         parts.append("stopped early")
+    if point.prompt.n_truncated:
+        parts.append(f"cut by {_counted(point.prompt.n_truncated, 'token')} to fit")
     return f"- {_shown(point.prompt, request)}: " + ", ".join(parts)
 
 

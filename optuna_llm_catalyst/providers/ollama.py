@@ -254,7 +254,8 @@ class OllamaProvider:
                 transient=True,
             )
         if reason == "length":
-            return cut_reply(self.name, text, f"num_predict={limit} tokens")
+            may_grow = limit < self._num_predict
+            return cut_reply(self.name, text, f"num_predict={limit} tokens", may_grow=may_grow)
         if not response.done:
             return "it broke off"
         return "" if reason in (None, "stop") else f"it ended with {reason!r}"

@@ -258,7 +258,8 @@ class OpenAICompatibleProvider:
     def _problem(self, reason: str, text: str, limit: int) -> str:
         """What the server itself says against its reply."""
         if reason == "length":
-            return cut_reply(self.name, text, f"max_tokens={limit}")
+            may_grow = limit < self._num_predict
+            return cut_reply(self.name, text, f"max_tokens={limit}", may_grow=may_grow)
         return "" if reason in ("", "stop") else f"it ended with {reason!r}"
 
 

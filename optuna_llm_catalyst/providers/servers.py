@@ -231,9 +231,12 @@ def check_key(name: str, key: str | None) -> None:
         )
 
 
-def cut_reply(name: str, text: str, limit: str) -> str:
-    """The problem of a reply that reached its limit; without any text it is an error."""
-    if text.strip():
+def cut_reply(name: str, text: str, limit: str, *, may_grow: bool) -> str:
+    """The problem of a reply that reached its limit.
+
+    Without any text it is an error, unless another request may have a higher limit.
+    """
+    if text.strip() or may_grow:
         return f"it was cut at {limit}"
     # Another seed fares no better: the model thinks longer than it may.
     raise ProviderError(f"{name} used up {limit} without an answer: raise `num_predict`")

@@ -52,7 +52,7 @@ def test_the_replies_prompts_are_the_restarts_of_the_study(
     assert len(server.chats) == 2
     for trial, chat in zip(study.trials[3:], server.chats, strict=True):
         proposed = json.loads(_reply(chat))["prompts"]
-        proposal = records.load(trial, "proposal")
+        proposal = records.load(trial, "proposal", dict[str, Any])
         assert proposal is not None
         scores = {c["text"]: c["score"] for c in proposal["candidates"]}
         assert list(scores) == proposed
@@ -181,8 +181,10 @@ def test_a_study_replayed_from_its_exported_replies_is_the_same(
         assert after.params == before.params
         assert after.user_attrs["prompt"] == before.user_attrs["prompt"]
         assert after.intermediate_values == before.intermediate_values
-        assert records.load(after, "trajectory") == records.load(before, "trajectory")
-        failures = [(records.load(t, "proposal") or {}).get("failure") for t in (before, after)]
+        assert records.load_trajectory(after) == records.load_trajectory(before)
+        failures = [
+            (records.load(t, "proposal", dict) or {}).get("failure") for t in (before, after)
+        ]
         assert failures[0] == failures[1]
 
 
@@ -325,7 +327,7 @@ def test_the_breaker_says_once_that_it_opened_and_once_that_it_closed(
 def test_prefetch_and_its_history_are_on_the_record(tune: Cli, server: OllamaServer) -> None:
     tune("--stages", 6, "--prefetch")
     study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
-    seen = [(records.load(t, "proposal") or {})["history_seen"] for t in study.trials[3:]]
+    seen = [(records.load(t, "proposal", dict) or {})["history_seen"] for t in study.trials[3:]]
     assert [row["n_finished"] for row in seen] == [2, 3, 4]
     assert [row["n_in_flight"] for row in seen] == [1, 1, 1]
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
+import os
 from pathlib import Path
 import sqlite3
 
@@ -19,10 +20,10 @@ from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny models only wait for their threads, and more so on a busy machine."""
+def _few_threads() -> Iterator[None]:
+    """One, unless asked: tiny models only wait for their threads, the more on a busy machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("LLM_CATALYST_TEST_THREADS", "1")))
     yield
     torch.set_num_threads(before)
 

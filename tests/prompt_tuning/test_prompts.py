@@ -1,66 +1,182 @@
+"""Prompts as named tensors with a leading ``P``."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 import torch
+from torch import Tensor
 
+from optuna_llm_catalyst.prompt_tuning import Prompt
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
-from optuna_llm_catalyst.prompt_tuning.prompts import embed
+from optuna_llm_catalyst.prompt_tuning.models import SOFT
+from optuna_llm_catalyst.prompt_tuning.prompts import KINDS
+from optuna_llm_catalyst.prompt_tuning.prompts import Placement
+from optuna_llm_catalyst.prompt_tuning.prompts import Side
+from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
+from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
-TABLE = torch.randn(11, 4, generator=torch.Generator().manual_seed(0))
+SIDES: tuple[Side, ...] = ("texts", "labels")
+each_side = pytest.mark.parametrize("side", SIDES)
+SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+BATCH = Split((), torch.zeros(0, dtype=torch.long), {}, ())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_prompt_of_tokens_is_exactly_the_rows_of_the_models_table(dtype: torch.dtype) -> None:
-    table = TABLE.to(dtype)
-    prompt = SoftPrompt.from_token_ids([3, 0, 10, 3], table)()
-    assert prompt.dtype == torch.float32
-    assert torch.equal(prompt, torch.stack([table[i].float() for i in (3, 0, 10, 3)]))
+def numbers(*shape: int) -> Tensor:
+    """Numbers that are all different."""
+    return torch.arange(float(math.prod(shape))).view(shape)
 
 
-def test_a_prompt_is_kept_in_full_precision_whatever_it_is_made_from() -> None:
-    half = TABLE.half()
-    assert SoftPrompt(half)().dtype == torch.float32
-    assert embed([[1, 2]], half).dtype == torch.float32
+def make_prompt(n: int = 3, length: int = 2, width: int = 4, *, side: Side = "texts") -> Prompt:
+    return Prompt(SOFT, SOFT.start(numbers(n, length, width), Placement((side,), 2, 9)))
 
 
-def test_many_prompts_are_embedded_as_each_alone() -> None:
-    prompts = [(1, 2, 3), (4, 4, 4), (10, 0, 9)]
-    together = embed(prompts, TABLE)
-    assert together.shape == (3, 3, 4)
-    for ids, embeddings in zip(prompts, together, strict=True):
-        assert torch.equal(embeddings, embed([ids], TABLE)[0])
+def make_head(n: int) -> dict[str, Tensor]:
+    return {"weight": numbers(n, 2, 4) + 100, "bias": numbers(n, 2) + 200}
 
 
-def test_training_a_prompt_does_not_touch_the_table_it_came_from() -> None:
-    table = TABLE.clone().requires_grad_()
-    prompt = SoftPrompt.from_token_ids([1, 2], table)
-    prompt().sum().backward()
-    torch.optim.SGD(prompt.parameters(), lr=1.0).step()
-    assert torch.equal(table, TABLE)
-    assert table.grad is None
+def assert_same(actual: Tensors, expected: Tensors) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
-def test_training_a_prompt_does_not_touch_the_tensor_it_started_from() -> None:
-    start = TABLE[:3].clone()
-    prompt = SoftPrompt(start)
-    with torch.no_grad():
-        prompt().add_(1.0)
-    assert torch.equal(start, TABLE[:3])
+# Laws of every kind.
 
 
-def test_a_prompt_trains_its_embeddings_and_nothing_else() -> None:
-    [parameter] = SoftPrompt(TABLE).parameters()
-    assert parameter.shape == TABLE.shape
-    assert parameter.requires_grad
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_is_found_by_its_name(name: str) -> None:
+    assert KINDS[name].name == name
 
 
-@pytest.mark.parametrize("shape", [(4,), (1, 3, 4)])
-def test_embeddings_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"shape \(L, d\)"):
-        SoftPrompt(torch.zeros(shape))
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+@each_side
+@given(SHAPES)
+def test_a_start_can_be_read_as_its_words(
+    kind: SoftPrompt, side: Side, shape: tuple[int, int, int]
+) -> None:
+    embeddings = numbers(*shape)
+    prompt = Prompt(kind, kind.start(embeddings, Placement((side,), 2, 9)))
+    assert len(prompt) == shape[0]
+    assert torch.equal(prompt.words(), embeddings)
 
 
-def test_a_token_that_the_model_does_not_embed_is_refused_by_its_number() -> None:
-    with pytest.raises(ValueError, match="holds 11, but the model embeds 11 tokens only"):
-        SoftPrompt.from_token_ids([0, 11], TABLE)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+@each_side
+def test_a_prompt_stands_on_a_side_that_the_model_has(kind: SoftPrompt, side: Side) -> None:
+    prompt = Prompt(kind, kind.start(numbers(3, 2, 4), Placement((side,), 2, 9)))
+    [other] = set(SIDES) - {side}
+    assert prompt.layers(other, BATCH) == {}
+    for layer, tokens in prompt.layers(side, BATCH).items():
+        assert layer < 2
+        assert (len(tokens), tokens.shape[1], tokens.shape[3]) == (3, 1, 4)
+
+
+@each_side
+def test_a_soft_prompt_stands_at_the_input(side: Side) -> None:
+    prompt = make_prompt(side=side)
+    [(layer, tokens)] = prompt.layers(side, BATCH).items()
+    assert layer == 0
+    assert torch.equal(tokens, prompt.words().unsqueeze(1))
+
+
+def test_a_soft_prompt_takes_the_usual_side_first() -> None:
+    assert SOFT.start(numbers(1, 2, 3), Placement(("labels", "texts"), 2, 9)).keys() == {"labels"}
+
+
+def test_a_head_is_no_virtual_token() -> None:
+    prompt = make_prompt()
+    with_head = prompt.with_head(make_head(3))
+    assert torch.equal(with_head.words(), prompt.words())
+    assert_same(prompt.layers("texts", BATCH), with_head.layers("texts", BATCH))  # type: ignore[arg-type]
+
+
+# Laws of the leading dimension.
+
+
+@given(SHAPES, st.data())
+def test_picked_prompts_are_those_prompts(
+    shape: tuple[int, int, int], data: st.DataObject
+) -> None:
+    prompt = make_prompt(*shape).with_head(make_head(shape[0]))
+    index = data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=6))
+    picked = prompt[index]
+    assert (len(picked), picked.kind) == (len(index), prompt.kind)
+    assert_same(picked.tensors, {name: t[index] for name, t in prompt.tensors.items()})
+    assert_same(prompt[:].tensors, prompt.tensors)
+
+
+@given(SHAPES)
+def test_a_mapped_prompt_keeps_its_size_and_kind(shape: tuple[int, int, int]) -> None:
+    prompt = make_prompt(*shape).with_head(make_head(shape[0]))
+    mapped = prompt.map(lambda tensor: tensor * 2)
+    assert (len(mapped), mapped.kind) == (len(prompt), prompt.kind)
+    assert_same(mapped.tensors, {name: t * 2 for name, t in prompt.tensors.items()})
+
+
+@given(SHAPES)
+def test_a_head_comes_back(shape: tuple[int, int, int]) -> None:
+    n = shape[0]
+    prompt = make_prompt(*shape)
+    assert prompt.head == {}
+    assert_same(prompt.with_head(make_head(n)).head, make_head(n))
+    again = prompt.with_head(make_head(n)).with_head({"bias": numbers(n, 2)})
+    assert_same(again.head, make_head(n) | {"bias": numbers(n, 2)})
+    assert_same(prompt.with_head({}).tensors, prompt.tensors)
+
+
+@given(SHAPES)
+def test_a_head_of_one_prompt_serves_all(shape: tuple[int, int, int]) -> None:
+    prompt = make_prompt(*shape).with_head(make_head(1))
+    assert len(prompt) == shape[0]
+    for name, rows in prompt.head.items():
+        assert torch.equal(rows, make_head(1)[name].repeat(shape[0], *[1] * (rows.ndim - 1)))
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "unequal sizes": (
+        lambda: Prompt(SOFT, {"texts": numbers(2, 1, 1), "head.bias": numbers(3, 1)}),
+        r"one leading size, got {'texts': 2, 'head.bias': 3}",
+    ),
+    "another number of heads": (
+        lambda: make_prompt(3).with_head(make_head(2)),
+        r"one leading size, got {'texts': 3, 'head.weight': 2, 'head.bias': 2}",
+    ),
+    "no tensors": (lambda: Prompt(SOFT, {}), "one leading size, got {}"),
+    "a tensor without dimensions": (
+        lambda: Prompt(SOFT, {"texts": torch.tensor(1.0)}),
+        r"one leading size, got {'texts': None}",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_tensors_must_have_one_leading_size(case: str) -> None:
+    make, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["texts", "head.weight", "head.bias"])
+def test_one_number_that_is_not_finite_shows(name: str, value: float) -> None:
+    prompt = make_prompt().with_head(make_head(3))
+    assert prompt.is_finite()
+    prompt.tensors[name].flatten()[-1] = value
+    assert not prompt.is_finite()
+
+
+def test_gradients_flow_through_all_that_a_prompt_does() -> None:
+    embeddings, bias = numbers(2, 3, 4).requires_grad_(), numbers(1, 2).requires_grad_()
+    prompt = Prompt(SOFT, SOFT.start(embeddings, Placement(("texts",), 2, 9)))
+    picked = prompt.with_head({"bias": bias})[[1]].map(lambda tensor: tensor * 3)
+    (picked.layers("texts", BATCH)[0].sum() + picked.head["bias"].sum()).backward()
+    assert embeddings.grad is not None
+    assert bias.grad is not None
+    assert embeddings.grad[0].abs().max() == 0
+    assert torch.equal(embeddings.grad[1], torch.full((3, 4), 3.0))
+    assert torch.equal(bias.grad, torch.full((1, 2), 3.0))

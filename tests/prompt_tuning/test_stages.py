@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from optuna_llm_catalyst.prompt_tuning import GradientStage
-from optuna_llm_catalyst.prompt_tuning.models import EncodedSplit
+from optuna_llm_catalyst.prompt_tuning import Prompt
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
-from optuna_llm_catalyst.prompt_tuning.models import Head
 from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.prompt_tuning.prompts import embed
+from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
+from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stages import bucketed_batches
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 
@@ -45,34 +46,36 @@ class Ground:
 
     def __init__(self, model_name: str, *, text: str = "people write this") -> None:
         self.model: TaskModel = TASK_MODELS[model_name]()
-        self.train: EncodedSplit = self.model.encode(make_examples(18, seed=1))
-        self.validation: EncodedSplit = self.model.encode(make_examples(12, seed=2))
-        prompt = make_space().from_text(text)
-        self.start: Tensor = embed([prompt.token_ids], self.model.word_embeddings)[0]
+        self.train: Split = self.model.encode(make_examples(18, seed=1))
+        self.validation: Split = self.model.encode(make_examples(12, seed=2))
+        token_ids = make_space().from_text(text).token_ids
+        self.start: Prompt = self.model.start([token_ids], self.train)
 
     def run(
-        self, stage: Stage, *, stop_at: int | None = None, **options: Any
+        self, stage: Stage, *, seed: int = 0, stop_at: int | None = None
     ) -> tuple[StageResult, list[Evaluation]]:
-        """The result of a stage, and what its observer saw."""
+        """The result of a stage, and what its observer saw until the step it stops at."""
         seen: list[Evaluation] = []
 
         def observe(evaluation: Evaluation) -> bool:
             seen.append(evaluation)
-            return evaluation.index == stop_at
+            return evaluation.step == stop_at
 
-        result = stage.run(
-            self.model, self.start, self.train, self.validation, observe=observe, **options
-        )
-        return result, seen
+        run = Run(self.model, self.start, self.train, self.validation, seed, observe)
+        return stage.run(run), seen
+
+
+def assert_same_prompt(one: Prompt, two: Prompt) -> None:
+    assert one.kind == two.kind
+    assert one.tensors.keys() == two.tensors.keys()
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
 
 
 def assert_bit_identical(one: Sequence[Evaluation], two: Sequence[Evaluation]) -> None:
     assert len(one) == len(two)
     for a, b in zip(one, two, strict=True):
-        assert (a.index, a.step, a.loss, a.accuracy) == (b.index, b.step, b.loss, b.accuracy)
-        assert torch.equal(a.prompt, b.prompt)
-        assert a.head.keys() == b.head.keys()
-        assert all(torch.equal(a.head[name], b.head[name]) for name in a.head)
+        assert (a.step, a.loss, a.accuracy) == (b.step, b.loss, b.accuracy)
+        assert_same_prompt(a.prompt, b.prompt)
 
 
 # Laws of a stage.
@@ -80,23 +83,23 @@ def assert_bit_identical(one: Sequence[Evaluation], two: Sequence[Evaluation]) -
 
 @each_stage
 @each_model
-def test_the_same_seed_gives_the_same_stage_bit_for_bit(model_name: str, stage: Stage) -> None:
+def test_the_same_seed_gives_the_same_stage(model_name: str, stage: Stage) -> None:
+    """Bit for bit."""
     results = [Ground(model_name).run(stage, seed=3) for _ in range(2)]
     (one, seen_of_one), (two, seen_of_two) = results
     assert_bit_identical(seen_of_one, seen_of_two)
     assert_bit_identical([one.best], [two.best])
-    assert one.n_steps == two.n_steps
+    assert one.spent == two.spent
 
 
 @each_stage
 @each_model
-def test_another_seed_takes_batches_smaller_than_the_data_in_another_order(
-    model_name: str, stage: Stage
-) -> None:
+def test_another_seed_takes_batches_in_another_order(model_name: str, stage: Stage) -> None:
+    """Where batches are smaller than the data."""
     ground = Ground(model_name)
     (_, one), (_, two) = ground.run(stage, seed=0), ground.run(stage, seed=1)
     assert_bit_identical(one[:1], two[:1])
-    assert not torch.equal(one[-1].prompt, two[-1].prompt)
+    assert not torch.equal(one[-1].prompt.words(), two[-1].prompt.words())
 
 
 @each_stage
@@ -111,40 +114,55 @@ def test_a_stage_in_between_changes_nothing(model_name: str, stage: GradientStag
 
 @each_stage
 @each_model
-def test_a_stage_does_not_touch_the_prompt_and_the_head_it_starts_from(
-    model_name: str, stage: Stage
-) -> None:
+def test_a_stage_does_not_touch_its_start(model_name: str, stage: Stage) -> None:
     ground = Ground(model_name)
-    head = ground.model.fresh_head(ground.start[None], ground.train)
-    start = ground.start.clone()
-    copies = {name: rows.clone() for name, rows in head.items()}
-    ground.run(stage, head=head)
-    assert torch.equal(ground.start, start)
-    assert all(torch.equal(head[name], copies[name]) for name in head)
+    copy = ground.start.map(lambda tensor: tensor.clone())
+    ground.run(stage)
+    assert_same_prompt(ground.start, copy)
+    assert not any(tensor.requires_grad for tensor in ground.start.tensors.values())
+
+
+@each_stage
+@each_model
+def test_later_steps_change_no_earlier_evaluation(model_name: str, stage: Stage) -> None:
+    ground = Ground(model_name)
+    copies: list[Prompt] = []
+    seen: list[Prompt] = []
+
+    def observe(evaluation: Evaluation) -> bool:
+        seen.append(evaluation.prompt)
+        copies.append(evaluation.prompt.map(lambda tensor: tensor.clone()))
+        return False
+
+    stage.run(Run(ground.model, ground.start, ground.train, ground.validation, observe=observe))
+    for one, two in zip(seen, copies, strict=True):
+        assert_same_prompt(one, two)
+        assert not any(tensor.requires_grad for tensor in one.tensors.values())
 
 
 @each_model
 @pytest.mark.parametrize("lr", [1e-4, 1e-2, 1.0, 100.0])
-def test_the_best_is_the_lowest_loss_seen_and_never_worse_than_the_start(
-    model_name: str, lr: float
-) -> None:
+def test_the_best_is_the_lowest_loss_seen(model_name: str, lr: float) -> None:
+    """So it is never worse than the start."""
     ground = Ground(model_name)
     result, seen = ground.run(GradientStage(n_steps=9, lr=lr, head_lr=lr, eval_every=2))
     assert result.best.loss == min(evaluation.loss for evaluation in seen)
     assert result.best.loss <= seen[0].loss
-    assert_bit_identical([result.best], [seen[result.best.index]])
+    of_best = [evaluation for evaluation in seen if evaluation.step == result.best.step]
+    assert_bit_identical([result.best], of_best)
 
 
 @each_model
-def test_an_evaluation_says_what_its_prompt_and_head_are_worth(model_name: str) -> None:
+def test_an_evaluation_says_what_its_prompt_is_worth(model_name: str) -> None:
     ground = Ground(model_name)
     _, seen = ground.run(STAGES["adamw"])
     for evaluation in seen:
-        metrics = evaluate(
-            ground.model, evaluation.prompt[None], evaluation.head, ground.validation
-        )
+        assert len(evaluation.prompt) == 1
+        metrics = evaluate(ground.model, evaluation.prompt, ground.validation)
         assert metrics.loss == (evaluation.loss,)
         assert metrics.accuracy == (evaluation.accuracy,)
+        assert evaluation.predictions is not None
+        assert torch.equal(metrics.predictions[0], evaluation.predictions)
 
 
 @each_model
@@ -154,6 +172,17 @@ def test_training_lowers_the_loss_that_it_trains_on(model_name: str) -> None:
     result, seen = ground.run(GradientStage(n_steps=30, lr=0.01, eval_every=30))
     assert result.best.step == 30
     assert result.best.loss < seen[0].loss - 0.05
+
+
+@each_stage
+def test_a_stage_has_a_budget_that_can_be_changed(stage: GradientStage) -> None:
+    longer = stage.with_budget(11)
+    assert (stage.budget, longer.budget) == (7, 11)
+    assert longer == replace(stage, n_steps=11)
+    assert longer.with_budget(stage.budget) == stage
+    assert Ground("dual").run(longer)[0].spent == 11
+    with pytest.raises(ValueError, match="`n_steps` must be at least 0, got -1"):
+        stage.with_budget(-1)
 
 
 # When it looks, and when it ends.
@@ -171,66 +200,65 @@ def test_training_lowers_the_loss_that_it_trains_on(model_name: str) -> None:
     ],
 )
 @each_model
-def test_the_start_the_end_and_every_so_many_steps_are_evaluated(
+def test_steps_that_are_evaluated(
     model_name: str, n_steps: int, eval_every: int, steps: list[int]
 ) -> None:
     stage = GradientStage(n_steps=n_steps, eval_every=eval_every)
     result, seen = Ground(model_name).run(stage)
     assert [evaluation.step for evaluation in seen] == steps
-    assert [evaluation.index for evaluation in seen] == list(range(len(steps)))
-    assert (result.n_steps, result.stopped) == (n_steps, False)
+    assert (result.spent, result.stopped) == (n_steps, False)
 
 
 @each_model
 def test_a_stage_of_no_steps_evaluates_the_restart_prompt(model_name: str) -> None:
     ground = Ground(model_name)
     result, seen = ground.run(GradientStage(n_steps=0))
-    assert torch.equal(result.best.prompt, ground.start)
+    assert_same_prompt(result.best.prompt, ground.start)
     assert_bit_identical([result.best], seen)
-    fresh = ground.model.fresh_head(ground.start[None], ground.train)
-    assert all(torch.equal(result.best.head[name], fresh[name]) for name in fresh)
 
 
 @each_stage
-def test_a_stage_stops_where_its_observer_says_and_is_the_same_until_there(stage: Stage) -> None:
+def test_a_stage_stops_where_its_observer_says(stage: Stage) -> None:
+    """Until there it is the same."""
     ground = Ground("dual")
-    stopped, seen = ground.run(stage, stop_at=1)
+    stopped, seen = ground.run(stage, stop_at=3)
     _, all_seen = ground.run(stage)
-    assert (stopped.n_steps, stopped.stopped) == (3, True)
+    assert (stopped.spent, stopped.stopped) == (3, True)
     assert_bit_identical(seen, all_seen[:2])
     assert stopped.best.loss == min(evaluation.loss for evaluation in seen)
 
 
 def test_a_stage_can_be_stopped_before_its_first_step() -> None:
     result, seen = Ground("dual").run(STAGES["adamw"], stop_at=0)
-    assert (result.n_steps, result.stopped, len(seen)) == (0, True, 1)
+    assert (result.spent, result.stopped, len(seen)) == (0, True, 1)
 
 
 def test_a_stage_needs_no_observer() -> None:
     ground = Ground("dual")
-    result = STAGES["adamw"].run(ground.model, ground.start, ground.train, ground.validation)
+    run = Run(ground.model, ground.start, ground.train, ground.validation)
+    result = STAGES["adamw"].run(run)
     assert_bit_identical([result.best], [ground.run(STAGES["adamw"])[0].best])
 
 
 @each_model
-def test_a_stage_that_diverges_ends_there_and_keeps_the_finite_best(model_name: str) -> None:
+def test_a_stage_that_diverges_keeps_its_finite_best(model_name: str) -> None:
     ground = Ground(model_name)
     stage = GradientStage(n_steps=50, lr=3e38, optimizer="sgd", eval_every=2)
     result, seen = ground.run(stage)
     assert not math.isfinite(seen[-1].loss)
-    assert result.n_steps == seen[-1].step < 50
+    assert result.spent == seen[-1].step < 50
     assert not result.stopped
     assert result.best.step == 0
-    assert torch.equal(result.best.prompt, ground.start)
+    assert_same_prompt(result.best.prompt, ground.start)
     assert math.isfinite(result.best.loss)
 
 
 @each_model
-def test_a_stage_goes_on_with_a_given_head(model_name: str) -> None:
+def test_a_stage_goes_on_from_a_trained_prompt(model_name: str) -> None:
     ground = Ground(model_name)
     result, _ = ground.run(STAGES["adamw"])
     ground.start = result.best.prompt
-    again, seen = ground.run(STAGES["adamw"], head=result.best.head)
+    again, seen = ground.run(STAGES["adamw"])
     assert seen[0].loss == result.best.loss
     assert again.best.loss <= result.best.loss
 
@@ -268,28 +296,24 @@ def test_a_stage_is_the_loop_written_by_hand(model_name: str, stage: GradientSta
     ground = Ground(model_name)
     _, seen = ground.run(stage, seed=4)
     prompt = ground.start
-    head: Head = ground.model.fresh_head(prompt[None], ground.train)
-    memories: dict[str, dict[str, Tensor]] = {name: {} for name in ("prompt", *head)}
+    memories: dict[str, dict[str, Tensor]] = {name: {} for name in prompt.tensors}
     batches = bucketed_batches(ground.train.lengths, 5, seed=4)
     update = UPDATES[stage.optimizer]
     for t in range(1, stage.n_steps + 1):
-        leaves = {"prompt": prompt, **head}
-        leaves = {name: x.detach().clone().requires_grad_() for name, x in leaves.items()}
+        prompt = prompt.map(lambda x: x.detach().clone().requires_grad_())
         batch = ground.train.select(next(batches))
-        trained_head = {name: leaves[name] for name in head}
-        logits = ground.model.logits(leaves["prompt"][None], trained_head, batch)
-        losses(logits, batch.labels).sum().backward()
+        losses(ground.model.log_probs(prompt, batch), batch.labels).sum().backward()
         with torch.no_grad():
-            for name, x in leaves.items():
-                lr = stage.lr if name == "prompt" else stage.head_lr
-                decay = stage.weight_decay if name == "prompt" else 0.0
+            for name, x in prompt.tensors.items():
+                is_head = name.startswith(HEAD_PREFIX)
+                lr = stage.head_lr if is_head else stage.lr
+                decay = 0.0 if is_head else stage.weight_decay
                 assert x.grad is not None
                 x.copy_(update(stage, lr, x * (1 - lr * decay), x.grad, memories[name], t))
-        prompt, head = leaves["prompt"].detach(), {name: leaves[name].detach() for name in head}
-    torch.testing.assert_close(seen[-1].prompt, prompt, rtol=1e-3, atol=1e-4)
-    for name, rows in head.items():
-        torch.testing.assert_close(seen[-1].head[name], rows, rtol=1e-3, atol=1e-4)
-    assert (seen[-1].prompt - ground.start).abs().max() > 0.01
+    trained = seen[-1].prompt
+    for name, x in prompt.tensors.items():
+        torch.testing.assert_close(trained.tensors[name], x.detach(), rtol=1e-3, atol=1e-4)
+    assert (trained.words() - ground.start.words()).abs().max() > 0.01
 
 
 @each_model
@@ -300,7 +324,7 @@ def test_a_stage_takes_the_models_batch_size_unless_it_has_its_own(model_name: s
     (_, one), (_, two) = ground.run(own), ground.run(models_own)
     assert_bit_identical(one, two)
     smaller = replace(own, batch_size=4)
-    assert not torch.equal(ground.run(smaller)[1][-1].prompt, one[-1].prompt)
+    assert not torch.equal(ground.run(smaller)[1][-1].prompt.words(), one[-1].prompt.words())
 
 
 # Batches.
@@ -356,17 +380,17 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"n_steps": -1}, "`n_steps` must be at least 0, got -1"),
     ({"batch_size": 0}, "`batch_size` must be at least 1, got 0"),
     ({"eval_every": 0}, "`eval_every` must be at least 1, got 0"),
-    ({"lr": 0.0}, "`lr` must be positive, got 0.0"),
-    ({"lr": -1e-3}, "`lr` must be positive"),
-    ({"lr": math.nan}, "`lr` must be positive, got nan"),
-    ({"head_lr": math.inf}, "`head_lr` must be positive, got inf"),
+    ({"lr": 0.0}, "`lr` must be positive and a float32, got 0.0"),
+    ({"lr": -1e-3}, "`lr` must be positive and a float32, got -0.001"),
+    ({"lr": math.nan}, "`lr` must be positive and a float32, got nan"),
+    ({"lr": 1e300}, r"`lr` must be positive and a float32, got 1e\+300"),
+    ({"head_lr": 1e39}, r"`head_lr` must be positive and a float32, got 1e\+39"),
+    ({"head_lr": math.inf}, "`head_lr` must be positive and a float32, got inf"),
     ({"optimizer": "adam"}, "`optimizer` must be 'adamw' or 'sgd', got 'adam'"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=str)
-def test_bad_arguments_are_refused_by_name_and_value(
-    arguments: dict[str, Any], message: str
-) -> None:
+def test_bad_arguments_are_refused_by_name(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GradientStage(**arguments)

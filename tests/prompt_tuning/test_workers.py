@@ -3,12 +3,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 import os
 from pathlib import Path
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
@@ -27,33 +30,40 @@ from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 from .tiny import make_objective
 
 
+# It loads the one module alone: the package around it takes seconds to import.
 WORKER = """
+import importlib.util
 import sys
 import time
 import optuna
-from optuna_llm_catalyst.prompt_tuning import workers
+
+spec = importlib.util.spec_from_file_location("workers", sys.argv[2])
+workers = importlib.util.module_from_spec(spec)
+sys.modules["workers"] = workers
+spec.loader.exec_module(workers)
 
 study = optuna.load_study(study_name="study", storage=sys.argv[1])
+dead = workers.fail_dead_trials(study)
 trial = study.ask()
 workers.claim(trial)
-print(trial.number, flush=True)
+print(trial.number, dead, flush=True)
 time.sleep(600)
 """
 
 
 @contextmanager
-def worker(url: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A process that has claimed a trial and works on it, and the trial's number."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORKER, url], stdout=subprocess.PIPE, text=True
-    )
+def worker(url: str, *before: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A process that works on a trial, and the trial's number; it finds no other one dead."""
+    command = [*before, sys.executable, "-c", WORKER, url, workers.__file__]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
-        yield process, int(process.stdout.readline())
+        number, dead = process.stdout.readline().split()
+        assert dead == "[]"
+        yield process, int(number)
     finally:
         process.kill()
         process.wait()
-        assert process.stdout is not None
         process.stdout.close()
 
 
@@ -64,12 +74,7 @@ def states(study: optuna.Study) -> list[TrialState]:
 def ask(study: optuna.Study, **worker: object) -> Trial:
     """A running trial, claimed by this process but for what `worker` says otherwise."""
     trial = study.ask()
-    mine = {
-        "host": workers.platform.node(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
-    records.save(trial, "worker", mine | worker)
+    records.save(trial, "worker", asdict(workers.this_process()) | worker)
     return trial
 
 
@@ -81,7 +86,7 @@ def dead_pid() -> int:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Needs POSIX signals.")
-def test_a_killed_workers_trial_is_marked_failed_and_only_that(
+def test_only_a_killed_workers_trial_is_marked_failed(
     tmp_path: Path, sqlite: Callable[[], RDBStorage]
 ) -> None:
     study = optuna.create_study(storage=sqlite(), study_name="study")
@@ -109,17 +114,20 @@ def test_a_trial_whose_process_is_gone_is_marked_failed(
     assert states(study) == [TrialState.FAIL] * 2
 
 
-def test_a_process_of_the_same_id_that_started_at_another_time_is_another_process() -> None:
+def test_a_process_id_that_is_used_again_is_another_process() -> None:
     study = optuna.create_study()
-    started = psutil.Process().create_time()
-    earlier = ask(study, started=started - 60)
-    later = ask(study, started=started + 60)
+    started = workers.this_process().started
+    earlier, later = ask(study, started=started - 60), ask(study, started=started + 60)
     assert fail_dead_trials(study) == [earlier.number, later.number]
 
 
-def test_a_start_time_may_be_rounded() -> None:
+@pytest.mark.skipif(not workers._HAS_PROC, reason="Start times are those of the wall clock.")
+def test_a_step_of_the_clock_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study()
-    ask(study, started=psutil.Process().create_time() + 0.01)
+    ask(study)
+    before = psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: before + 3600)
+    monkeypatch.setattr(time, "time", lambda: before + 7200)
     assert fail_dead_trials(study) == []
 
 
@@ -130,37 +138,91 @@ def test_a_living_workers_trial_is_left_alone() -> None:
     assert states(study) == [TrialState.RUNNING]
 
 
-def test_a_trial_of_another_machine_is_left_alone(dead_pid: int) -> None:
+#: What keeps a process id from meaning anything here.
+ELSEWHERE: dict[str, dict[str, object]] = {
+    "another machine": {"host": "elsewhere"},
+    "another boot": {"boot": "0f0f"},
+    "another container": {"namespace": "pid:[1]"},
+    "an unknown boot": {"boot": ""},
+    "an unknown container": {"namespace": ""},
+    "an unknown machine": {"host": ""},
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_a_trial_of_elsewhere_is_left_alone(case: str, dead_pid: int) -> None:
     study = optuna.create_study()
-    ask(study, pid=dead_pid, host="elsewhere")
+    ask(study, pid=dead_pid, **ELSEWHERE[case])
     assert fail_dead_trials(study) == []
     assert states(study) == [TrialState.RUNNING]
 
 
-def test_a_trial_that_no_worker_claimed_is_left_alone() -> None:
+@pytest.mark.parametrize("unknown", ["_boot", "_namespace"])
+def test_where_this_place_is_unknown_all_are_left_alone(
+    unknown: str, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = optuna.create_study()
-    study.ask()
+    monkeypatch.setattr(workers, unknown, lambda: "")
+    ask(study, pid=dead_pid)
     assert fail_dead_trials(study) == []
-    assert states(study) == [TrialState.RUNNING]
 
 
-def test_trials_that_do_not_run_are_left_alone(dead_pid: int) -> None:
+RECORDS: dict[str, dict[str, Any]] = {
+    "of an earlier version": {"host": workers.platform.node(), "pid": 1, "started": 0.0},
+    "with a text as id": asdict(workers.this_process()) | {"pid": "1"},
+    "with a negative id": asdict(workers.this_process()) | {"pid": -1},
+    "with an id beyond all": asdict(workers.this_process()) | {"pid": 10**30},
+    "with no start": asdict(workers.this_process()) | {"started": None},
+    "empty": {},
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_record_that_cannot_be_read_claims_nothing(case: str) -> None:
     study = optuna.create_study()
-    finished = ask(study, pid=dead_pid)
-    study.tell(finished, 1.0)
-    study.enqueue_trial({})
+    records.save(study.ask(), "worker", RECORDS[case])
     assert fail_dead_trials(study) == []
-    assert states(study) == [TrialState.COMPLETE, TrialState.WAITING]
 
 
-def test_a_process_that_cannot_be_looked_at_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+# Real containers, as far as process ids go.
+
+
+OWN_PROC = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+HOSTS_PROC = ("unshare", "--pid", "--fork", "--kill-child")
+
+
+@pytest.fixture(params=[OWN_PROC, HOSTS_PROC], ids=["own /proc", "the host's /proc"])
+def container(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """A command that runs another in a PID namespace of its own."""
+    command: tuple[str, ...] = request.param
+    if shutil.which("unshare") is None or subprocess.run([*command, "true"]).returncode:
+        pytest.skip("This system does not let us make a PID namespace.")
+    return command
+
+
+def test_workers_in_other_containers_live(
+    container: tuple[str, ...], tmp_path: Path, sqlite: Callable[[], RDBStorage]
+) -> None:
+    study = optuna.create_study(storage=sqlite(), study_name="study")
+    workers.claim(study.ask())  # By an id that nobody has in there.
+    with worker(f"sqlite:///{tmp_path / 'study.db'}", *container):
+        assert fail_dead_trials(study) == []
+    assert states(study) == [TrialState.RUNNING] * 2
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError, psutil.AccessDenied])
+def test_a_process_that_is_hidden_lives(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = optuna.create_study()
-    ask(study)
+    ask(study, started=0.0)
+    here = workers.this_process()
+    monkeypatch.setattr(workers, "this_process", lambda: here)
 
-    def refuse(pid: int) -> None:
-        raise psutil.AccessDenied(pid)
+    def hide(pid: str) -> tuple[bool, float]:
+        raise error(pid)
 
-    monkeypatch.setattr(psutil, "Process", refuse)
+    monkeypatch.setattr(workers, "_state", hide)
     assert fail_dead_trials(study) == []
 
 
@@ -176,17 +238,14 @@ def test_two_workers_may_bury_the_same_trial(
     assert states(study) == [TrialState.FAIL]
 
 
-def test_an_objective_claims_its_trial_for_its_process_before_it_works(tmp_path: Path) -> None:
+def test_an_objective_claims_its_trial_before_it_works(tmp_path: Path) -> None:
     store = FileSystemArtifactStore(base_path=str(tmp_path))
     claims = []
 
     def look(trial: BaseTrial, evaluation: Evaluation) -> None:
-        claims.append(records.load(trial, "worker"))
+        claims.append(records.load(trial, "worker", dict))
 
     study = optuna.create_study()
     study.optimize(make_objective(store=store, observe=look), n_trials=1)
-    assert claims[0] == {
-        "host": workers.platform.node(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-    }
+    assert claims[0] == asdict(workers.this_process())
+    assert claims[0]["pid"] == os.getpid()

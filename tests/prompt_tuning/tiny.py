@@ -7,7 +7,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import optuna
 from optuna.artifacts._protocol import ArtifactStore
+from optuna.pruners import BasePruner
+from optuna.trial import FrozenTrial
 from tokenizers import decoders
 from tokenizers import models
 from tokenizers import pre_tokenizers
@@ -15,6 +18,7 @@ from tokenizers import processors
 from tokenizers import Tokenizer
 import torch
 from torch import nn
+from torch import Tensor
 from transformers import BertConfig
 from transformers import BertModel
 from transformers import DistilBertConfig
@@ -31,10 +35,15 @@ from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning import Task
+from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
+from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
 TOPICS = {
@@ -166,16 +175,57 @@ def make_encoder(name: str = "bert") -> tuple[nn.Module, PreTrainedTokenizerFast
         return make(), make_tokenizer()
 
 
+def make_pretrained(name: str = "bert") -> Pretrained:
+    return Pretrained.of(*make_encoder(name), name=name)
+
+
 def make_dual(encoder: str = "bert", **options: Any) -> DualEncoderClassifier:
-    return DualEncoderClassifier(*make_encoder(encoder), LABELS, name=encoder, **options)
+    return DualEncoderClassifier(make_pretrained(encoder), LABELS, **options)
 
 
 def make_sequence(encoder: str = "bert", **options: Any) -> SequenceClassifier:
     options = {"max_virtual_tokens": 8} | options
-    return SequenceClassifier(*make_encoder(encoder), LABELS, name=encoder, **options)
+    return SequenceClassifier(make_pretrained(encoder), LABELS, **options)
 
 
 TASK_MODELS: dict[str, Callable[..., TaskModel]] = {"dual": make_dual, "sequence": make_sequence}
+
+
+def soft(model: TaskModel, embeddings: Tensor, head: Tensors | None = None) -> Prompt:
+    """Soft prompts of embeddings (P, L, d), with a head if one is given."""
+    prompt = Prompt(SOFT, SOFT.start(embeddings, model.placement))
+    return prompt if head is None else prompt.with_head(head)
+
+
+def hard(model: TaskModel, *texts: str, tokenizer: Any = None) -> Prompt:
+    """Soft prompts at the words of texts, which have the same number of tokens; no head."""
+    encode = tokenizer or ENCODERS[model.name][1]()
+    ids = [encode(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return soft(model, model.embed(ids))
+
+
+def any_head(model: TaskModel, n_prompts: int = 1, seed: int = 0) -> Tensors:
+    """Heads that are not the outcome of a fit, which could even differences out."""
+    if isinstance(model, DualEncoderClassifier):
+        return {}
+    width: int = model.encoder.config.hidden_size
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "weight": torch.randn(n_prompts, len(LABELS), width, generator=generator),
+        "bias": torch.randn(n_prompts, len(LABELS), generator=generator),
+    }
+
+
+@torch.no_grad()
+def features(model: SequenceClassifier, prompt: Prompt, split: Split) -> Tensor:
+    """Unit features of texts under prompts, (P, B, d), read off the log-probabilities."""
+    width: int = model.encoder.config.hidden_size
+    # The logits are the features themselves, and a zero for reference.
+    weight = torch.eye(width + 1, width)[None]
+    log_probs = model.log_probs(
+        prompt.with_head({"weight": weight, "bias": torch.zeros(1, width + 1)}), split
+    )
+    return (log_probs[..., :-1] - log_probs[..., -1:]) / width**0.5
 
 
 def make_examples(n: int, seed: int, *, pairs: bool = False) -> tuple[Example, ...]:
@@ -214,6 +264,12 @@ def make_space(length: int = 3) -> PromptSpace:
     return PromptSpace(tiny_tokenizer(), length)
 
 
+def tiny_stage(**options: Any) -> GradientStage:
+    """A stage that is evaluated at the steps 0, 2, 4 and 5."""
+    defaults = {"n_steps": 5, "lr": 0.03, "head_lr": 0.01, "eval_every": 2}
+    return GradientStage(**(defaults | options))
+
+
 def make_objective(
     model_name: str = "dual", *, store: ArtifactStore, length: int = 3, **options: Any
 ) -> PromptTuningObjective:
@@ -221,9 +277,21 @@ def make_objective(
     options = {
         "task": make_task(),
         "space": make_space(length),
-        "stage": GradientStage(n_steps=5, lr=0.03, head_lr=0.01, eval_every=2),
+        "stage": None if "make_stage" in options else tiny_stage(),
         "n_checked_swaps": 2,
     } | options
     model: TaskModel = options.pop("model", None) or TASK_MODELS[model_name]()
     task, space = options.pop("task"), options.pop("space")
     return PromptTuningObjective(model, task, space, artifact_store=store, **options)
+
+
+class AlwaysPruner(BasePruner):
+    """Prunes from a given step on, and keeps at which steps it was asked."""
+
+    def __init__(self, first: int = 0) -> None:
+        self._first = first
+        self.asked: list[int | None] = []
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        self.asked.append(trial.last_step)
+        return trial.last_step is not None and trial.last_step >= self._first

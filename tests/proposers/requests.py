@@ -20,10 +20,13 @@ from tests.toy_stage import texts
 
 ALL_SECTIONS = tuple(SECTIONS)
 #: Everything that an LLM can be told.
-FULL_BRIEFING = MetaPromptOptions(
+FULL_OPTIONS = MetaPromptOptions(
     "Sort customer messages by what they are about.",
     labels=("billing", "delivery"),
     examples=[("My card was charged twice.", "billing"), ("Where is it?", "delivery")],
+    mechanism="Each label is read as `<prompt> <label>`; a text goes to the nearest.",
+    n_validation=32,
+    n_stages=30,
     sections=ALL_SECTIONS,
 )
 
@@ -68,7 +71,9 @@ def full_history(space: PromptSpace, n_points: int = 4, *, newest: int = 0) -> H
             accuracy=0.75,
             swaps=(Swap(0, prompt.text.split()[0], "yellow", -0.2, -0.1),),
             drift=(DriftWord(1, "young", 0.5),),
-            mistakes=Mistakes.of(["billing"] * 3, ["delivery"] * 2 + ["billing"], ["Why?"] * 3),
+            mistakes=Mistakes.of(
+                ["billing"] * 3, ["delivery"] * 2 + ["billing"], [("Why?", None)] * 3
+            ),
         )
         for rank, (number, prompt) in enumerate(zip(numbers, prompts[:-1], strict=True))
     )

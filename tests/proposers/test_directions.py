@@ -49,14 +49,20 @@ def near(sentence: str, value: float) -> bool:
 
 
 def slow_replacements(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], float]:
-    found = {}
+    changes: list[tuple[str, str, float]] = []
     for i, old in enumerate(outcomes):
         for new in outcomes[i + 1 :]:
             pairs = list(zip(old.token_ids, new.token_ids, strict=True))
             changed = [(a, b) for a, b in pairs if a != b]
             if len(changed) == 1 and all(WHOLE[token] for token in changed[0]):
                 a, b = changed[0]
-                found[WHOLE[a], WHOLE[b]] = new.value - old.value
+                changes.append((WHOLE[a], WHOLE[b], new.value - old.value))
+    found = {}
+    for a, b, _ in changes:
+        if (b, a) not in found:
+            there = [change for *words, change in changes if words == [a, b]]
+            back = [-change for *words, change in changes if words == [b, a]]
+            found[a, b] = sum(there + back) / len(there + back)
     return found
 
 
@@ -71,7 +77,7 @@ def test_replacements_are_those_of_the_slow_obvious_way(outcomes: list[Outcome])
     assert len({tuple(pair) for pair in told}) == len(told)
     assert all(near(fact, change) for fact, change in zip(facts, changes, strict=True))
     sizes = [abs(change) for change in changes]
-    assert sizes == sorted(map(abs, found.values()), reverse=True)[:4]
+    assert sizes == pytest.approx(sorted(map(abs, found.values()), reverse=True)[:4])
 
 
 def slow_words(outcomes: Sequence[Outcome]) -> dict[str, tuple[float, int, int]]:
@@ -161,7 +167,7 @@ def test_directions_are_pure(outcomes: list[Outcome], minimize: bool) -> None:
 
 
 @given(outcomes=OUTCOMES)
-def test_the_direction_of_the_study_changes_names_and_the_best_only(
+def test_a_study_that_maximizes_has_the_same_facts(
     outcomes: list[Outcome],
 ) -> None:
     low, high = (
@@ -186,7 +192,7 @@ def test_a_mirrored_study_has_mirrored_directions(outcomes: list[Outcome]) -> No
 
 
 @pytest.mark.parametrize("n", [60, 61, 200])
-def test_only_the_last_stages_are_compared_but_the_best_is_that_of_all(n: int) -> None:
+def test_only_the_last_stages_are_compared(n: int) -> None:
     first = Outcome(0, SPACE.from_text("silver silver silver").token_ids, -1.0)
     rest = [Outcome(i, SPACE.from_text("calm answer quick").token_ids, 0.5) for i in range(1, n)]
     second = rest[0]._replace(token_ids=SPACE.from_text("silver silver topic").token_ids)
@@ -199,7 +205,7 @@ def test_only_the_last_stages_are_compared_but_the_best_is_that_of_all(n: int) -
 
 
 @pytest.mark.parametrize("effect", [-0.25, 0.25])
-def test_a_word_that_helps_or_hurts_is_found_with_its_size(effect: float) -> None:
+def test_the_effect_of_a_word_is_found(effect: float) -> None:
     texts = ["calm answer", "calm quick", "answer quick", "topic answer", "topic quick", "topic"]
     rows = [(text, 0.5 + effect * ("topic" in text)) for text in texts]
     facts = directions.words(outcomes_of(*rows), SPACE, "loss")
@@ -209,11 +215,23 @@ def test_a_word_that_helps_or_hurts_is_found_with_its_size(effect: float) -> Non
 
 
 @pytest.mark.parametrize("effect", [-0.25, 0.25])
-def test_a_replacement_is_told_from_the_older_to_the_newer_prompt(effect: float) -> None:
+def test_a_replacement_goes_from_the_older_prompt_to_the_newer(effect: float) -> None:
     rows = [("calm answer quick", 0.5), ("silver", 0.9), ("calm answer topic", 0.5 + effect)]
     (fact,) = directions.replacements(outcomes_of(*rows), SPACE, "loss")
     assert fact.index('"quick"') < fact.index('"topic"')
     assert f"{effect:+.3f}" in fact
+
+
+def test_a_replacement_that_went_both_ways_is_told_once() -> None:
+    rows = [
+        ("calm answer quick", 0.5),
+        ("calm answer topic", 0.75),
+        ("silver answer topic", 2.0),
+        ("silver answer quick", 1.25),
+    ]
+    facts = directions.replacements(outcomes_of(*rows), SPACE, "loss")
+    told = [fact for fact in facts if '"quick"' in fact]
+    assert told == ['replacing "quick" by "topic" changed the loss by +0.500']
 
 
 def test_a_change_to_padding_is_no_replacement_of_a_word() -> None:
@@ -252,7 +270,7 @@ def test_an_effect_of_length_is_found(effect: float) -> None:
     ],
     ids=len,
 )
-def test_of_too_few_stages_nothing_is_said_but_how_long_ago_the_best_was(
+def test_few_stages_have_no_averages(
     rows: list[tuple[str, float]],
 ) -> None:
     facts = directions.facts(History(outcomes=tuple(outcomes_of(*rows))), SPACE)

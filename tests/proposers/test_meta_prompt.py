@@ -20,8 +20,8 @@ from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS
-from tests.proposers.requests import FULL_BRIEFING
 from tests.proposers.requests import full_history
+from tests.proposers.requests import FULL_OPTIONS
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.tokenizer_zoo import plain_ids
@@ -31,11 +31,12 @@ from tests.toy_stage import word_space
 
 
 SPACE = word_space(3)
+CUT = SPACE.from_text("calm answer quick glass")
 TASK = "Sort customer messages by what they are about."
-BRIEFING = MetaPromptOptions(TASK, sections=DEFAULT_SECTIONS)
+OPTIONS = MetaPromptOptions(TASK, sections=DEFAULT_SECTIONS)
 
 
-def text_of(request: ProposalRequest, options: MetaPromptOptions = BRIEFING) -> str:
+def text_of(request: ProposalRequest, options: MetaPromptOptions = OPTIONS) -> str:
     return meta_prompt.build(request, options).text
 
 
@@ -67,7 +68,7 @@ def test_it_says_how_many_prompts_of_what_length_are_wanted(
     assert '{"prompts": [' in text
 
 
-def test_what_is_in_flight_has_a_section_if_there_is_anything() -> None:
+def test_prompts_in_flight_have_a_section() -> None:
     history = history_of(SPACE, [("calm answer quick", 0.1)])
     title = "Being tried right now"
     assert title not in text_of(request_of(SPACE, history))
@@ -78,7 +79,7 @@ def test_what_is_in_flight_has_a_section_if_there_is_anything() -> None:
 
 
 def test_an_empty_history_is_said() -> None:
-    text = text_of(request_of(SPACE, History()), replace(BRIEFING, task_description="  "))
+    text = text_of(request_of(SPACE, History()), replace(OPTIONS, task_description="  "))
     assert "No prompt has been tried yet." in text
     assert "(not described)" in text
     assert "better" not in text
@@ -95,6 +96,7 @@ def test_an_empty_history_is_said() -> None:
             "accuracy 0.500 before training, 0.750 after",
         ),
         ({"pruned": True}, "loss 0.125, stopped early"),
+        ({"prompt": CUT}, "loss 0.125, cut by 1 token to fit"),
         ({"kind": "candidate"}, "loss 0.125 without training"),
         ({"kind": "projection"}, "loss 0.125 without training"),
     ],
@@ -110,14 +112,14 @@ def test_a_line_tells_what_is_known_of_a_prompt(fields: dict[str, object], line:
 
 def test_a_value_that_is_maximized_is_not_called_a_loss() -> None:
     history = replace(full_history(SPACE), minimize=False)
-    text = text_of(request_of(SPACE, history), FULL_BRIEFING)
+    text = text_of(request_of(SPACE, history), FULL_OPTIONS)
     assert "value 1.000 before training, 0.100 after" in text
     assert "loss" not in text
 
 
 def test_the_same_request_gives_the_same_text() -> None:
     request = request_of(SPACE, full_history(SPACE))
-    assert text_of(request, FULL_BRIEFING) == text_of(request, FULL_BRIEFING)
+    assert text_of(request, FULL_OPTIONS) == text_of(request, FULL_OPTIONS)
 
 
 # The budget.
@@ -135,7 +137,7 @@ def built(
     history: History, names: tuple[str, ...], max_tokens: int | None = None
 ) -> MetaPrompt | None:
     """The meta-prompt; None if the instructions do not fit."""
-    options = replace(FULL_BRIEFING, sections=names)
+    options = replace(FULL_OPTIONS, sections=names)
     try:
         return meta_prompt.build(request_of(SPACE, history), options, max_tokens=max_tokens)
     except BudgetError:
@@ -154,7 +156,8 @@ def test_it_is_never_longer_than_its_budget(
 ) -> None:
     prompt = built(history, names, max_tokens)
     request = request_of(SPACE, history)
-    instructions = [SECTIONS[name](request, FULL_BRIEFING) for name in INSTRUCTIONS]
+    kept = replace(FULL_OPTIONS, sections=() if prompt is None else prompt.sections)
+    instructions = [SECTIONS[name](request, kept) for name in INSTRUCTIONS]
     if prompt is None:
         assert estimated_tokens("\n\n".join(instructions)) > max_tokens
     else:
@@ -173,7 +176,7 @@ def test_the_instructions_are_whole_or_refused(history: History, names: tuple[st
     assert built(history, names, alone.estimated_tokens - 1) is None
 
 
-def test_a_task_too_long_to_be_sent_says_what_to_do() -> None:
+def test_a_task_that_is_too_long_is_refused() -> None:
     options = MetaPromptOptions("word " * 500)
     with pytest.raises(BudgetError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
         meta_prompt.build(request_of(SPACE), options, max_tokens=512)
@@ -216,7 +219,7 @@ def test_the_worst_prompts_are_dropped_first_and_counted(
 
 
 @given(history=HISTORIES, names=NAMES, max_tokens=BUDGETS)
-def test_sections_are_dropped_only_when_no_prompt_is_left_to_drop(
+def test_prompts_are_dropped_before_sections(
     history: History, names: tuple[str, ...], max_tokens: int
 ) -> None:
     prompt = built(history, (*names, "ranked_prompts"), max_tokens)
@@ -266,7 +269,8 @@ def test_the_facts_are_json_and_agree_with_the_text(
     }
     request = request_of(SPACE, replace(history, points=tuple(shown(history, prompt))))
     if "ranked_prompts" in prompt.sections:
-        blocks = [SECTIONS[name](request, FULL_BRIEFING) for name in prompt.sections]
+        sent = replace(FULL_OPTIONS, sections=prompt.sections)
+        blocks = [SECTIONS[name](request, sent) for name in prompt.sections]
         assert prompt.text == "\n\n".join(blocks)
     assert not set(prompt.dropped_sections) & set(prompt.sections)
 
@@ -284,11 +288,11 @@ def test_prompts_that_were_never_trained_go_before_the_newest_stage() -> None:
 
 def test_a_section_without_anything_to_say_is_not_dropped() -> None:
     history = history_of(SPACE, [("calm answer quick", 0.5)])
-    alone = meta_prompt.build(request_of(SPACE, history), replace(BRIEFING, sections=()))
+    alone = meta_prompt.build(request_of(SPACE, history), replace(OPTIONS, sections=()))
     prompt = meta_prompt.build(
-        request_of(SPACE, history), BRIEFING, max_tokens=alone.estimated_tokens
+        request_of(SPACE, history), OPTIONS, max_tokens=alone.estimated_tokens
     )
-    assert prompt.dropped_sections == ("ranked_prompts",)
+    assert prompt.dropped_sections == ("mechanism", "ranked_prompts")
 
 
 # The count.
@@ -301,7 +305,7 @@ def ranking(words: str, n: int = 10) -> str:
     lines = [(" ".join(rng.choices(words.split(), k=8)), rng.random()) for _ in range(n)]
     points = [replace(p, before=1.0) for p in history_of(space, lines).points]
     request = request_of(space, History(points=tuple(points)))
-    return SECTIONS["ranked_prompts"](request, BRIEFING)
+    return SECTIONS["ranked_prompts"](request, OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +319,7 @@ def ranking(words: str, n: int = 10) -> str:
         pytest.param("\ud800 lone", id="lone surrogate"),
         pytest.param("", id="empty"),
         pytest.param(
-            text_of(request_of(SPACE, full_history(SPACE)), FULL_BRIEFING), id="meta-prompt"
+            text_of(request_of(SPACE, full_history(SPACE)), FULL_OPTIONS), id="meta-prompt"
         ),
         pytest.param(ranking("message customer about topic label question"), id="ranking"),
         pytest.param(ranking("it is at my an to go of"), id="short words"),

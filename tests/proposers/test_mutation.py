@@ -58,6 +58,20 @@ def test_seeds_make_a_difference() -> None:
     assert len(set(proposals)) == 5
 
 
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    fixed=st.dictionaries(st.integers(0, 2), st.integers(0, 80), max_size=3),
+    empty=st.booleans(),
+)
+def test_fixed_tokens_stand_in_every_child(seed: int, fixed: dict[int, int], empty: bool) -> None:
+    request = request_of(SPACE, History() if empty else HISTORY, seed=seed)
+    prompts = MutationProposer().propose(replace(request, fixed=fixed)).prompts
+    assert len({p.token_ids for p in prompts}) == len(prompts) == (1 if len(fixed) == 3 else 4)
+    for prompt in prompts:
+        assert all(prompt.token_ids[i] == token_id for i, token_id in fixed.items())
+        assert prompt.text == SPACE.from_token_ids(prompt.token_ids).text
+
+
 @given(seed=st.integers(0, 2**31 - 1))
 def test_a_child_keeps_words_of_its_parents(seed: int) -> None:
     space = word_space(8)

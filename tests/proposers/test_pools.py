@@ -36,7 +36,7 @@ def test_edits_are_those_of_the_definition(old: tuple[str, ...], new: tuple[str,
     assert (n_edits(old, new) == 0) is (old == new)
 
 
-def test_refining_candidates_beyond_the_budget_are_flagged_and_exploring_ones_not() -> None:
+def test_only_refining_candidates_beyond_the_budget_are_flagged() -> None:
     texts = ["calm answer metal", "gold glass wood water iron", "gold glass ocean water iron"]
     prompts = [SPACE.from_text(text) for text in texts]
     request = request_of(SPACE, HISTORY, n_candidates=3)
@@ -50,7 +50,7 @@ def test_without_a_stage_there_is_nothing_to_be_far_from() -> None:
     assert edit_record(request_of(SPACE, History()), 4, prompts) == {}
 
 
-def test_the_record_of_a_proposal_says_so_where_the_llm_was_told() -> None:
+def test_the_record_has_edits_where_the_llm_was_told() -> None:
     request = request_of(SPACE, HISTORY, n_candidates=1)
     for sections in (("pools",), ()):
         provider = ReplayProvider([reply("calm answer metal")] * 9)

@@ -10,6 +10,7 @@ import pytest
 from optuna_llm_catalyst import InvalidReplyError
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.proposers import reply
+from optuna_llm_catalyst.providers.base import estimated_tokens
 
 
 FRAGMENTS = st.sampled_from(
@@ -83,7 +84,7 @@ def test_all_before_the_last_closing_tag_is_thought(thought: str, tag: str) -> N
 
 
 @given(thought=THOUGHT, tag=st.sampled_from(["<think>", "<thinking>", "<Think>"]))
-def test_all_after_an_opening_tag_that_is_not_closed_is_thought(thought: str, tag: str) -> None:
+def test_all_after_an_opening_tag_is_thought(thought: str, tag: str) -> None:
     unclosed = thought.replace("/", "")
     assert reply.parse(f"{GOOD}{tag}{unclosed}") == reply.parse(GOOD)
     with pytest.raises(InvalidReplyError, match="is all thinking, without an answer"):
@@ -126,7 +127,6 @@ def test_tags_within_the_texts_of_a_whole_reply_are_text() -> None:
     [
         ("", "the reply is empty"),
         (" \n ", "the reply is empty"),
-        ('{"prompts": ["...", "..."]}', "has no object"),
         ("<think>forever</think>", "the reply is empty after its thinking"),
         (f"<think>{GOOD}</think>\n", "the reply is empty after its thinking"),
         (f"{GOOD}<think>Was that right?</think>", "the reply is empty after its thinking"),
@@ -175,7 +175,7 @@ def test_a_reply_that_is_no_list_of_prompts_is_refused(text: str, reason: str) -
         '{"prompts": [' + "9" * 31_000 + "]}",
     ],
 )
-def test_a_reply_made_to_choke_the_parser_is_refused_at_once(text: str) -> None:
+def test_a_reply_that_would_choke_the_parser_is_refused(text: str) -> None:
     assert len(text) <= reply.MAX_REPLY
     started = time.thread_time()  # Whatever other threads of the process do meanwhile.
     with pytest.raises(InvalidReplyError):
@@ -190,7 +190,7 @@ def test_a_huge_reply_is_refused_unread() -> None:
     assert reply.parse(GOOD.ljust(reply.MAX_REPLY)) == reply.parse(GOOD)
 
 
-def test_a_reply_is_as_long_as_what_a_record_keeps_of_it() -> None:
+def test_a_reply_is_as_long_as_its_record() -> None:
     """A recorded reply that was too long is too long when it is replayed, and no other is."""
     longest = GOOD.ljust(reply.MAX_REPLY)
     assert records.clip(longest) == longest
@@ -208,10 +208,28 @@ def test_the_schema_asks_for_so_many_strings(n: int) -> None:
     assert schema["required"] == ["prompts"]
     prompts = schema["properties"]["prompts"]
     assert prompts["items"] == {"type": "string"}
+    pattern = "^[a-z]+$"
+    items = reply.schema(n, pattern)["properties"]["prompts"]["items"]
+    assert items == {"type": "string", "pattern": pattern}
     assert prompts["minItems"] == prompts["maxItems"] == n
     assert json.loads(json.dumps(schema)) == schema
 
 
-def test_the_form_of_the_answer_said_back_to_us_is_passed_over() -> None:
-    text = 'As {"prompts": ["...", "..."]} you asked: {"prompts": ["calm answer"]}'
-    assert reply.parse(text) == ["calm answer"]
+@pytest.mark.parametrize("form", [["...", "..."], list(reply.EXAMPLES), []])
+def test_the_example_of_the_form_is_passed_over(form: list[str]) -> None:
+    echo = json.dumps({"prompts": form})
+    assert reply.parse(f'As {echo} says: {{"prompts": ["calm answer"]}}') == ["calm answer"]
+
+
+@pytest.mark.parametrize(("n", "length"), [(1, 1), (1, 8), (2, 3), (9, 20)])
+def test_an_example_is_of_the_form_that_is_wanted(n: int, length: int) -> None:
+    shown = reply.examples(n, length)
+    assert len(shown) == min(n, 2)
+    assert all(1 <= len(text.split()) <= length and reply.is_example(text) for text in shown)
+
+
+@given(n=st.integers(1, 20), length=st.integers(1, 60))
+def test_a_reply_has_room_for_its_prompts(n: int, length: int) -> None:
+    prompts = [" ".join(["unbelievable"] * length)] * n
+    text = json.dumps({"prompts": prompts}, indent=1)
+    assert estimated_tokens(text) <= reply.max_tokens(n, length)

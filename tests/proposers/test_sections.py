@@ -24,6 +24,7 @@ from optuna_llm_catalyst.mistakes import MisreadText
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import ProposalRequest
+from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers import sections
 from optuna_llm_catalyst.proposers.pools import edit_budget
 from optuna_llm_catalyst.proposers.pools import n_refined
@@ -31,9 +32,10 @@ from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.proposers.sections import SECTIONS
+from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS
-from tests.proposers.requests import FULL_BRIEFING
 from tests.proposers.requests import full_history
+from tests.proposers.requests import FULL_OPTIONS
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import word_space
@@ -56,7 +58,7 @@ UNICODE_LINES = ("calm\x85quick", "calm\u2028quick", "calm\u2029quick")
 def text_of(
     names: tuple[str, ...],
     request: ProposalRequest = FULL,
-    options: MetaPromptOptions = FULL_BRIEFING,
+    options: MetaPromptOptions = FULL_OPTIONS,
 ) -> str:
     return meta_prompt.build(request, replace(options, sections=names)).text
 
@@ -71,23 +73,48 @@ def with_point(**fields: Any) -> ProposalRequest:
 
 
 @given(names=st.sets(st.sampled_from(ALL_SECTIONS)))
-def test_the_text_is_the_blocks_of_its_sections_and_nothing_else(names: set[str]) -> None:
-    blocks = [
-        SECTIONS[name](FULL, FULL_BRIEFING)
-        for name in SECTIONS
-        if name in names or name in INSTRUCTIONS
-    ]
+def test_the_text_is_the_blocks_of_its_sections(names: set[str]) -> None:
+    sent = tuple(name for name in SECTIONS if name in names or name in INSTRUCTIONS)
+    blocks = [SECTIONS[name](FULL, replace(FULL_OPTIONS, sections=sent)) for name in sent]
     assert text_of(tuple(names)) == "\n\n".join(blocks)
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
-def test_a_section_that_is_off_takes_its_block_out_and_nothing_else(name: str) -> None:
-    block = SECTIONS[name](FULL, FULL_BRIEFING)
+def test_a_section_that_is_off_is_not_in_the_text(name: str) -> None:
+    block = SECTIONS[name](FULL, FULL_OPTIONS)
     whole = text_of(ALL_SECTIONS)
     assert block
     assert whole.count(f"{block}\n\n") == 1
     without = text_of(tuple(n for n in ALL_SECTIONS if n != name))
-    assert without == whole.replace(f"{block}\n\n", "")
+    assert not set(block.splitlines()) & set(without.splitlines())
+    if name != "ranked_prompts":  # Other sections speak of this one.
+        assert without == whole.replace(f"{block}\n\n", "")
+
+
+SPEAKS_OF = {
+    "earlier starts": "ranked_prompts",
+    "before and after training are equal": "ranked_prompts",
+    "the good ones": "ranked_prompts",
+    "how earlier starts went": "ranked_prompts",
+}
+
+
+@given(names=st.sets(st.sampled_from(ALL_SECTIONS)), empty=st.booleans())
+def test_no_sentence_speaks_of_what_is_not_sent(names: set[str], empty: bool) -> None:
+    history = History() if empty else full_history(SPACE)
+    text = text_of(tuple(names), request_of(SPACE, history))
+    for sentence, section in SPEAKS_OF.items():
+        assert sentence not in text or (section in names and not empty)
+    shown = not empty and bool(names & {"ranked_prompts", "in_flight"})
+    assert ("every prompt above" in text) is shown
+    assert text.count("above") == shown
+
+
+def test_dropped_sections_are_not_spoken_of() -> None:
+    alone = text_of(())
+    built = meta_prompt.build(FULL, FULL_OPTIONS, max_tokens=estimated_tokens(alone))
+    assert built.text == alone
+    assert "ranked_prompts" in built.dropped_sections
 
 
 @given(order=st.permutations(ALL_SECTIONS), repeated=st.lists(st.sampled_from(ALL_SECTIONS)))
@@ -96,7 +123,7 @@ def test_the_order_of_sections_is_fixed(order: list[str], repeated: list[str]) -
 
 
 def test_the_task_comes_first_and_the_request_last() -> None:
-    built = meta_prompt.build(FULL, FULL_BRIEFING)
+    built = meta_prompt.build(FULL, FULL_OPTIONS)
     assert built.sections == ALL_SECTIONS
     assert built.sections[0] == "task"
     assert built.sections[-1] == "request"
@@ -105,14 +132,14 @@ def test_the_task_comes_first_and_the_request_last() -> None:
 @pytest.mark.parametrize("names", [(), ("signals",), ("request",)])
 def test_task_and_request_are_always_sent(names: tuple[str, ...]) -> None:
     text = text_of(names)
-    assert text.startswith(sections.task(FULL, FULL_BRIEFING))
-    assert text.endswith(sections.wanted(FULL, FULL_BRIEFING))
+    assert text.startswith(sections.task(FULL, replace(FULL_OPTIONS, sections=names)))
+    assert text.endswith(sections.wanted(FULL, replace(FULL_OPTIONS, sections=names)))
 
 
 def test_by_default_the_ranked_history_is_sent_and_no_more() -> None:
     assert not {"mistakes", "signals", "directions", "pools"} & set(DEFAULT_SECTIONS)
     built = LLMProposer(ReplayProvider([])).meta_prompt(FULL)
-    assert built.sections == ("task", "ranked_prompts", "in_flight", "request")
+    assert built.sections == ("task", "mechanism", "ranked_prompts", "in_flight", "request")
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -120,24 +147,72 @@ def test_a_section_is_pure(name: str) -> None:
     request = copy.deepcopy(FULL)
     random.seed(0)
     before = random.getstate()
-    first = SECTIONS[name](request, FULL_BRIEFING)
-    assert SECTIONS[name](request, FULL_BRIEFING) == first
+    first = SECTIONS[name](request, FULL_OPTIONS)
+    assert SECTIONS[name](request, FULL_OPTIONS) == first
     assert request.history == FULL.history
     assert random.getstate() == before
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_section_without_anything_to_say_is_empty(name: str) -> None:
-    text = SECTIONS[name](request_of(SPACE), MetaPromptOptions())
+    text = SECTIONS[name](request_of(SPACE, n_candidates=1), MetaPromptOptions())
     assert text == ("No prompt has been tried yet." if name == "ranked_prompts" else "")
+
+
+# The mechanism.
+
+
+def told(request: ProposalRequest = FULL, **options: Any) -> str:
+    return sections.mechanism(request, MetaPromptOptions(sections=ALL_SECTIONS, **options))
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        (told(), "One of your prompts is trained: the first."),
+        (told(replace(FULL, screened=True)), "trained: the one with the lowest loss before"),
+        (
+            told(replace(FULL, screened=True, history=replace(FULL.history, minimize=False))),
+            "trained: the one with the highest value before training.",
+        ),
+        (told(), "keeps its start: its loss before and after training are equal."),
+        (told(mechanism="It stands in front."), "How it works: It stands in front. One of"),
+        (told(n_validation=32), "Values rest on 32 validation examples: small differences"),
+        (told(n_validation=1), "Values rest on 1 validation example:"),
+        (told(n_stages=10), "Stages left, this one included: 6."),
+    ],
+)
+def test_the_mechanism_tells(text: str, fact: str) -> None:
+    assert fact in text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        (told(replace(FULL, n_candidates=1)), "trained"),
+        (told(request_of(SPACE)), "before and after"),
+        (told(), "validation examples"),
+        (told(n_stages=4), "Stages left"),
+        (told(), "Stages left"),
+    ],
+)
+def test_the_mechanism_does_not_tell_what_is_not_known(text: str, word: str) -> None:
+    assert word not in text.partition("keeps its start")[0] + text.partition("equal.")[2]
+
+
+def test_the_mechanism_is_short() -> None:
+    options = replace(FULL_OPTIONS, n_validation=2_000, n_stages=1_000)
+    text = sections.mechanism(replace(FULL, screened=True), options)
+    assert all(piece in text for piece in (options.mechanism, "lowest", "equal", "2000", "left"))
+    assert estimated_tokens(text) < 150
 
 
 # What leaves the process.
 
 
-def test_texts_of_the_task_are_in_it_only_if_they_are_shared() -> None:
+def test_only_shared_texts_of_the_task_are_told() -> None:
     secret = "My card was charged twice."
-    shared = Mistakes.of(["billing"], ["delivery"], [secret])
+    shared = Mistakes.of(["billing"], ["delivery"], [(secret, None)])
     counted = Mistakes.of(["billing"], ["delivery"])
     options = MetaPromptOptions(sections=ALL_SECTIONS, labels=("billing", "delivery"))
     for mistakes, examples, expected in (
@@ -160,14 +235,15 @@ def test_only_the_mistakes_of_the_best_stage_are_told() -> None:
     best, second, *rest = history.points
     screened = HistoryPoint(SPACE.from_text("amber"), "candidate", 0, -1.0)
     points = (screened, best, replace(second, mistakes=other), *rest)
-    text = sections.mistakes(request_of(SPACE, replace(history, points=points)), FULL_BRIEFING)
+    text = sections.mistakes(request_of(SPACE, replace(history, points=points)), FULL_OPTIONS)
     assert "billing taken for delivery: 2 of 3" in text
     assert "coffee" not in text
 
 
 def rows_with(text: str) -> dict[str, str]:
     """Each section that shows a text of someone else, with that text in it."""
-    mistakes = Mistakes(texts=(MisreadText(text, "billing", "delivery"),))
+    misread = MisreadText(text, "billing", "delivery")
+    mistakes = Mistakes(texts=(misread,))
     prompt = replace(SPACE.from_text("calm answer quick"), text=text)
     point = with_point(prompt=prompt, drift=(DriftWord(0, "yellow", 0.5),)).history.points[0]
     history = replace(full_history(SPACE), points=(point,), in_flight=(prompt,))
@@ -176,6 +252,10 @@ def rows_with(text: str) -> dict[str, str]:
         "examples": sections.examples(request, MetaPromptOptions(examples=[(text, "billing")])),
         "mistakes": sections.mistakes(
             with_point(mistakes=mistakes), MetaPromptOptions(examples=[("Hello?", "billing")])
+        ),
+        "mistakes of pairs": sections.mistakes(
+            with_point(mistakes=Mistakes(texts=(replace(misread, text="Hm", text_pair=text),))),
+            MetaPromptOptions(examples=[("Hello?", "billing")]),
         ),
         "signals": sections.signals(request, MetaPromptOptions()),
         "ranked_prompts": sections.ranked_prompts(request, MetaPromptOptions()),
@@ -205,7 +285,15 @@ def test_no_other_end_of_a_line_ends_a_quoted_text(name: str, text: str) -> None
     assert len(block.splitlines()) == len(harmless.splitlines())
 
 
-@pytest.mark.parametrize("name", ["examples", "mistakes"])
+def test_a_misread_pair_is_told_whole() -> None:
+    mistakes = Mistakes(texts=(MisreadText("It rains.", "yes", "no", "The sun shines."),))
+    text = sections.mistakes(
+        with_point(mistakes=mistakes), MetaPromptOptions(examples=[("Hello?", "yes")])
+    )
+    assert text.endswith('\n- "It rains." / "The sun shines." is yes, taken for no')
+
+
+@pytest.mark.parametrize("name", ["examples", "mistakes", "mistakes of pairs"])
 @given(n=st.integers(0, 3_000))
 def test_a_long_text_is_cut_and_says_so(name: str, n: int) -> None:
     block = rows_with("z" * n)[name]
@@ -216,7 +304,7 @@ def test_a_long_text_is_cut_and_says_so(name: str, n: int) -> None:
 @pytest.mark.parametrize("name", ["task", "examples", "mistakes"])
 @pytest.mark.parametrize("label", ["billing\nAnswer: no", "billing\u2028Answer: no"], ids=ascii)
 def test_a_label_cannot_begin_a_line(name: str, label: str) -> None:
-    mistakes = Mistakes.of([label, "b"], ["b", label], ["Why?", "Why?"])
+    mistakes = Mistakes.of([label, "b"], ["b", label], [("Why?", None)] * 2)
     options = MetaPromptOptions(labels=(label, "b"), examples=[("Why?", label)])
     block = SECTIONS[name](with_point(mistakes=mistakes), options)
     assert not any(line.startswith("Answer") for line in block.splitlines())
@@ -259,7 +347,7 @@ def test_signals_name_only_whole_words_of_the_vocabulary(words: list[str]) -> No
 
 
 @pytest.mark.parametrize("old", ["", "\n", "[SEP]", "{"])
-def test_a_token_that_a_swap_would_replace_is_quoted_or_left_out_unless_it_is_a_word(
+def test_a_swapped_token_that_is_no_word_is_quoted(
     old: str,
 ) -> None:
     request = with_point(
@@ -271,7 +359,7 @@ def test_a_token_that_a_swap_would_replace_is_quoted_or_left_out_unless_it_is_a_
     assert f": {old} → " not in text
 
 
-def test_signals_are_those_of_a_few_stages_and_a_few_words_each() -> None:
+def test_signals_are_of_few_stages_and_few_words() -> None:
     history = full_history(SPACE, 6)
     words = "amber bread carry clear cloud copper dance".split()
     drift = tuple(DriftWord(0, word, 0.5) for word in words)
@@ -348,9 +436,18 @@ def test_without_a_stage_there_is_no_best_to_refine() -> None:
 def test_the_request_states_the_token_budget(length: int) -> None:
     text = sections.wanted(request_of(word_space(length), n_candidates=6), MetaPromptOptions())
     assert "Write 6 new prompts" in text
-    assert f"cut at {length} tokens" in text
-    assert f"at most {length} short words" in text
-    assert '{"prompts": [' in text.splitlines()[-1]
+    s = "s" if length > 1 else ""
+    assert f"cut at {length} token{s} of" in text
+    assert f"at most {length} short word{s}," in text
+    form = json.loads("{" + text.splitlines()[-1].partition("{")[2])
+    assert form == {"prompts": reply.examples(6, length)}
+
+
+def test_the_request_tells_fixed_words() -> None:
+    fixed = {2: SPACE.word_ids["topic"], 0: SPACE.word_ids["calm"]}
+    text = sections.wanted(replace(FULL, fixed=fixed), FULL_OPTIONS)
+    assert 'The words at positions 1, 3 are fixed: "calm", "topic".' in text
+    assert "fixed" not in sections.wanted(FULL, FULL_OPTIONS)
 
 
 def test_directions_are_what_the_outcomes_show() -> None:
@@ -382,7 +479,7 @@ def test_the_space_of_any_tokenizer_will_do() -> None:
     assert '"abcd"' in text_of(ALL_SECTIONS, request_of(space, history), MetaPromptOptions())
 
 
-def test_prompts_that_were_not_trained_stand_apart_from_those_that_were() -> None:
+def test_prompts_that_were_not_trained_stand_apart() -> None:
     history = full_history(SPACE, 2)
     candidate = HistoryPoint(SPACE.from_text("silver river"), "candidate", 0, 0.001)
     points = (*history.points, candidate)

@@ -1008,7 +1008,7 @@ def test_study() -> None:
         assert all(f'"{prompt}"' in asked for prompt in prompts[:i])
         assert not any(f'"{prompt}"' in asked for prompt in prompts[i:])
         assert trial.user_attrs["llm_tokens"] == 150
-        proposal = records.load(trial, "proposal")
+        proposal = records.load(trial, "proposal", dict[str, Any])
         assert proposal is not None
         assert proposal["meta_prompt"] == asked
         (ask,) = proposal["attempts"]

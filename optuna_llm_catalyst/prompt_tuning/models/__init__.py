@@ -1,26 +1,22 @@
 """A frozen model with a task on top: one task model a file, behind one Protocol."""
 
-from optuna_llm_catalyst.prompt_tuning.models.base import counted_passes
-from optuna_llm_catalyst.prompt_tuning.models.base import EncodedSplit
 from optuna_llm_catalyst.prompt_tuning.models.base import evaluate
-from optuna_llm_catalyst.prompt_tuning.models.base import Head
 from optuna_llm_catalyst.prompt_tuning.models.base import losses
 from optuna_llm_catalyst.prompt_tuning.models.base import Metrics
-from optuna_llm_catalyst.prompt_tuning.models.base import Passes
+from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.models.base import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.dual_encoder import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
 from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import SequenceClassifier
 
 
 __all__ = [
+    "SOFT",
     "DualEncoderClassifier",
-    "EncodedSplit",
-    "Head",
     "Metrics",
     "Passes",
     "SequenceClassifier",
     "TaskModel",
-    "counted_passes",
     "evaluate",
     "losses",
 ]

@@ -9,121 +9,111 @@ however many examples there are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+import math
 
 import torch
-from torch import nn
 from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.prompt_tuning.data import Example
-from optuna_llm_catalyst.prompt_tuning.models.base import EncodedSplit
-from optuna_llm_catalyst.prompt_tuning.models.base import freeze
-from optuna_llm_catalyst.prompt_tuning.models.base import Head
-from optuna_llm_catalyst.prompt_tuning.models.base import mean_pool
-from optuna_llm_catalyst.prompt_tuning.models.tokens import class_tokens
-from optuna_llm_catalyst.prompt_tuning.models.tokens import encode_texts
-from optuna_llm_catalyst.prompt_tuning.models.tokens import max_positions
-from optuna_llm_catalyst.prompt_tuning.models.tokens import n_leading_special_tokens
-from optuna_llm_catalyst.prompt_tuning.models.tokens import splice_prompts
+from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
+from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
+from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+from optuna_llm_catalyst.prompt_tuning.prompts import Placement
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
+from optuna_llm_catalyst.prompt_tuning.split import Field
+from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
-_ENCODING_BATCH = 128
+_MAX_TEXTS = 128
+_MAX_CLASSES = 256
 
 
-class DualEncoderClassifier:
+class DualEncoderClassifier(PromptedEncoder):
     """Classifies by the class name nearest to the text.
 
     Args:
-        encoder:
-            A Hugging Face encoder with mean pooling, such as the sentence-transformers models.
-            It is frozen in place.
-        tokenizer:
-            Its tokenizer.
+        pretrained:
+            A sentence encoder with its tokenizer and its pooling, from ``load_pretrained``. It is
+            frozen in place.
         labels:
             Class names, put behind the prompt; underscores are read as spaces.
-        name:
-            Name of the pretrained model, for records.
         temperature:
             Divides the cosines; 0.05 is what sentence encoders are commonly trained with.
         max_length:
             Tokens at which texts are cut. Default: what the encoder can take.
+
+    Raises:
+        ValueError: If the encoder cannot read a prompt, or a class name leaves no room for one.
     """
 
-    #: All examples at once: a batch costs ``C`` sequences whatever its size.
+    #: A training batch costs ``C`` sequences whatever its size.
     batch_size = 4096
+    mechanism = (
+        "Each label is read as `<prompt> <label>`, and a text gets the label whose reading is "
+        "nearest to it."
+    )
 
     def __init__(
         self,
-        encoder: nn.Module,
-        tokenizer: Any,
+        pretrained: Pretrained,
         labels: Sequence[str],
         *,
-        name: str = "",
         temperature: float = 0.05,
         max_length: int | None = None,
     ) -> None:
-        if temperature <= 0:
+        super().__init__(pretrained)
+        if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        freeze(encoder)
-        self.encoder = encoder
         self.labels = tuple(labels)
-        self.name = name
-        self._tokenizer = tokenizer
+        self.settings = {"temperature": temperature}
         self._temperature = temperature
         self._max_length = max_length
-        self._classes = class_tokens(tokenizer, self.labels, self.word_embeddings.device)
-        self._offset = n_leading_special_tokens(tokenizer)
-
-    @property
-    def word_embeddings(self) -> Tensor:
-        weight: Tensor = self.encoder.get_input_embeddings().weight  # type: ignore[operator]
-        return weight  # (V, d)
-
-    @property
-    def max_virtual_tokens(self) -> int:
-        longest = self._classes["input_ids"].shape[1]
-        return max_positions(self._tokenizer, self.encoder) - longest
-
-    def evaluation_batch_size(self, n_prompts: int) -> int:
-        del n_prompts
-        return self.batch_size
-
-    def encode(self, examples: Sequence[Example]) -> EncodedSplit:
-        encoded = encode_texts(
-            self._tokenizer, examples, self.encoder, max_length=self._max_length
+        self._classes = self._encode_classes()
+        self.placement = Placement(
+            ("labels", "texts"),
+            self._n_layers,
+            self._n_positions - max(self._classes.lengths),
         )
-        order = sorted(range(len(encoded)), key=lambda i: encoded.lengths[i])
-        parts = [
-            self._text_features(encoded.select(order[start : start + _ENCODING_BATCH]))
-            for start in range(0, len(order), _ENCODING_BATCH)
-        ]
-        by_length = torch.cat(parts)  # (B, d)
-        features = torch.empty_like(by_length)
-        features[order] = by_length
-        return EncodedSplit(encoded.labels, {"features": features}, (1,) * len(encoded))
-
-    def fresh_head(self, prompts: Tensor, train: EncodedSplit) -> Head:
-        del prompts, train
-        return {}
-
-    def logits(self, prompts: Tensor, head: Head, batch: EncodedSplit) -> Tensor:
-        del head
-        classes = self._class_features(prompts)  # (P, C, d)
-        cosines = torch.einsum("bd,pcd->pbc", batch.inputs["features"], classes)
-        return cosines / self._temperature  # (P, B, C)
 
     @torch.no_grad()
-    def _text_features(self, batch: EncodedSplit) -> Tensor:
-        output = self.encoder(**batch.inputs)
-        pooled = mean_pool(output.last_hidden_state, batch.inputs["attention_mask"])
-        return F.normalize(pooled, dim=-1)  # (B, d)
+    def encode(self, examples: Sequence[Example], *, under: Prompt | None = None) -> Split:
+        """Examples to features, once.
 
-    def _class_features(self, prompts: Tensor) -> Tensor:
-        embeddings, inputs = splice_prompts(
-            prompts, self._classes, self.word_embeddings, offset=self._offset
-        )
-        output = self.encoder(inputs_embeds=embeddings, **inputs)
-        pooled = mean_pool(output.last_hidden_state, inputs["attention_mask"])
-        features = F.normalize(pooled, dim=-1)  # (P*C, d)
-        return features.view(len(prompts), len(self.labels), -1)  # (P, C, d)
+        Args:
+            examples: The examples.
+            under: A prompt (``P = 1``) that stands before each text and no longer changes.
+        """
+        n_reserved = 0 if under is None else under.words().shape[1]
+        tokens = self._tokenize(examples, max_length=self._max_length, n_reserved=n_reserved)
+        features = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
+        field = Field(F.normalize(features[0], dim=-1))  # (B, d)
+        return Split(tokens.examples, tokens.labels, {"features": field}, (1,) * len(tokens))
+
+    def start(
+        self, token_ids: Sequence[Sequence[int]], train: Split, kind: PromptKind = SOFT
+    ) -> Prompt:
+        return Prompt(kind, kind.start(self.embed(token_ids), self.placement))
+
+    def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
+        return prompt  # The class names are the head.
+
+    def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
+        features = self._features(self._classes, prompt, "labels", max_sequences=_MAX_CLASSES)
+        classes = F.normalize(features, dim=-1)  # (P, C, d)
+        cosines = torch.einsum("bd,pcd->pbc", batch.rows("features"), classes)
+        return F.log_softmax(cosines / self._temperature, dim=-1)  # (P, B, C)
+
+    def _encode_classes(self) -> Split:
+        """The class names as tokens, whole: a name that is cut could be another's."""
+        names = [Example(label.replace("_", " "), i) for i, label in enumerate(self.labels)]
+        classes = self._tokenize(names, max_length=None)
+        longest = max(range(len(names)), key=classes.lengths.__getitem__)
+        if classes.lengths[longest] >= self._n_positions:
+            raise ValueError(
+                f"The label {self.labels[longest][:60]!r} fills all of the encoder's "
+                f"{self._n_positions} positions and leaves none for a prompt: give it a "
+                "shorter name."
+            )
+        return classes

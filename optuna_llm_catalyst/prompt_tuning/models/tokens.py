@@ -12,9 +12,63 @@ from typing import Any
 import torch
 from torch import nn
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.prompt_tuning.data import Example
-from optuna_llm_catalyst.prompt_tuning.models.base import EncodedSplit
+from optuna_llm_catalyst.prompt_tuning.split import Field
+from optuna_llm_catalyst.prompt_tuning.split import Split
+
+
+#: For encoders without a limit of their own.
+_DEFAULT_POSITIONS = 512
+
+
+def embed_tokens(encoder: Any, ids: Tensor) -> Tensor:
+    """Token ids (…) as the encoder itself embeds them, (…, d).
+
+    Some embedding modules scale their rows (Gemma 3, XGLM, BART): a row of the matrix is not
+    what such an encoder sees.
+    """
+    embedded: Tensor = encoder.get_input_embeddings()(ids)
+    return embedded
+
+
+def check_embeds(encoder: nn.Module, tokenizer: Any) -> None:
+    """Checks by one small pass that embeddings can stand in for token ids.
+
+    Raises:
+        ValueError: If the encoder takes no embeddings, or does more with ids than embed them.
+    """
+    device = next(encoder.parameters()).device
+    tokens = _tokenize(tokenizer, ["a b c"], device=device)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            embedded = embed_tokens(encoder, tokens["input_ids"])
+            by_id = encoder(**tokens).last_hidden_state
+            rest = {name: value for name, value in tokens.items() if name != "input_ids"}
+            by_embedding = encoder(inputs_embeds=embedded, **rest).last_hidden_state
+    # An encoder may be anybody's, and raises what it likes.
+    except Exception as error:
+        raise ValueError(_no_prompt(encoder, first_line(error))) from error
+    finally:
+        encoder.train(was_training)
+    if by_id.shape[:2] != tokens["input_ids"].shape:
+        raise ValueError(_no_prompt(encoder, "it gives no hidden state for each token"))
+    scale = by_id.abs().max().item()
+    if not torch.allclose(by_id, by_embedding, rtol=1e-3, atol=1e-3 * scale):
+        raise ValueError(_no_prompt(encoder, "it does more with token ids than embed them"))
+
+
+def _no_prompt(encoder: nn.Module, reason: str) -> str:
+    has_decoder = getattr(getattr(encoder, "config", None), "is_encoder_decoder", False)
+    hint = "; take its encoder: `model.get_encoder()`" if has_decoder else ""
+    return (
+        f"{type(encoder).__name__} cannot take a soft prompt, because embeddings cannot replace "
+        f"its token ids ({reason}){hint}."
+    )
 
 
 def encode_texts(
@@ -24,7 +78,7 @@ def encode_texts(
     *,
     max_length: int | None,
     n_reserved: int = 0,
-) -> EncodedSplit:
+) -> Split:
     """Tokenises examples with their special tokens, padded on the right to the longest.
 
     Args:
@@ -48,20 +102,20 @@ def encode_texts(
             f"The encoder has {limit + n_reserved} positions, of which {n_reserved} are kept for "
             "the prompt: no room for a text is left. Lower `max_virtual_tokens`."
         )
-    encoded = tokenizer(
+    device = next(encoder.parameters()).device
+    inputs = _tokenize(
+        tokenizer,
         [example.text for example in examples],
         pairs if any(pairs) else None,
         truncation=True,
         max_length=limit if max_length is None else min(limit, max_length),
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
+        device=device,
     )
-    device = next(encoder.parameters()).device
-    return EncodedSplit(
+    return Split(
+        examples=tuple(examples),
         labels=torch.tensor([example.label for example in examples], device=device),
-        inputs={name: tensor.to(device) for name, tensor in encoded.items()},
-        lengths=tuple(encoded["attention_mask"].sum(1).tolist()),
+        fields={name: Field(rows, pad_axis=1) for name, rows in inputs.items()},
+        lengths=tuple(inputs["attention_mask"].sum(1).tolist()),
     )
 
 
@@ -70,41 +124,62 @@ def n_special_tokens(tokenizer: Any) -> int:
     return int(tokenizer.num_special_tokens_to_add(pair=True))
 
 
-def class_tokens(tokenizer: Any, labels: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """Class names with their special tokens, padded on the right: ``(C, T)`` each."""
-    names = [label.replace("_", " ") for label in labels]
-    encoded = tokenizer(names, padding=True, padding_side="right", return_tensors="pt")
-    return {name: tensor.to(device) for name, tensor in encoded.items()}
+def _tokenize(
+    tokenizer: Any,
+    texts: Sequence[str],
+    pairs: Sequence[str | None] | None = None,
+    *,
+    device: torch.device,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """Texts to tensors (N, T), padded on the right.
+
+    Tokenizers pad on either side, and those without a padding token refuse to: it is done here.
+    """
+    encoded = tokenizer(list(texts), pairs, return_attention_mask=True, **options)
+    fill = {
+        "input_ids": tokenizer.pad_token_id or 0,
+        "token_type_ids": tokenizer.pad_token_type_id,
+        "attention_mask": 0,
+    }
+    return {
+        name: pad_sequence(
+            [torch.tensor(row, dtype=torch.long) for row in encoded[name]],
+            batch_first=True,
+            padding_value=fill[name],
+        ).to(device)
+        for name in fill
+        if name in encoded
+    }
 
 
 def n_leading_special_tokens(tokenizer: Any) -> int:
-    """1 if the tokenizer starts every text with a special token, as BERT's ``[CLS]``, else 0."""
-    first = tokenizer("a")["input_ids"][0]
-    return int(first in tokenizer.all_special_ids)
+    """Special tokens in front of every text, such as BERT's ``[CLS]``."""
+    is_special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    return int(is_special.index(0))
 
 
 def splice_prompts(
-    prompts: Tensor, tokens: Mapping[str, Tensor], word_embeddings: Tensor, *, offset: int
+    prompts: Tensor, tokens: Mapping[str, Tensor], embedded: Tensor, *, offset: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Puts every prompt in front of every text, behind its leading special token.
 
     Positions are left to the encoder, which counts them over the whole sequence.
 
     Args:
-        prompts: Prompts of shape ``(P, L, d)``.
-        tokens: ``input_ids``, ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
-        word_embeddings: The input embeddings, ``(V, d)``.
+        prompts: Virtual tokens of shape ``(P, 1, L, d)``, or ``(P, N, L, d)`` where each text has
+            its own.
+        tokens: The texts' ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
+        embedded: The texts' tokens as :func:`embed_tokens` gives them, ``(N, T, d)``.
         offset: How many tokens stay in front of the prompt.
 
     Returns:
         Embeddings of shape ``(P*N, L+T, d)``, prompt by prompt, in the encoder's precision, and
         the other inputs that belong to them.
     """
-    n_prompts, length, _ = prompts.shape
-    n_texts = tokens["input_ids"].shape[0]
-    texts = word_embeddings[tokens["input_ids"]]  # (N, T, d)
-    texts = texts.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
-    spread = prompts.to(texts.dtype).unsqueeze(1).expand(-1, n_texts, -1, -1)  # (P, N, L, d)
+    n_prompts, _, length, _ = prompts.shape
+    texts = embedded.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
+    spread = prompts.to(texts.dtype).expand(-1, len(embedded), -1, -1)  # (P, N, L, d)
     embeddings = torch.cat([texts[:, :, :offset], spread, texts[:, :, offset:]], dim=2)
     inputs = {}
     for name in ("attention_mask", "token_type_ids"):
@@ -119,9 +194,18 @@ def splice_prompts(
 
 def max_positions(tokenizer: Any, encoder: nn.Module) -> int:
     """Tokens that the encoder can take at most."""
-    config: Any = encoder.config
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    # RoBERTa counts positions from `padding_idx + 1`: its table holds two rows more than usable.
-    if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
-        positions -= 2
-    return int(min(positions, getattr(tokenizer, "model_max_length", positions)))
+    config = getattr(encoder, "config", None)
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    if positions < 1:  # XLNet says -1, T5 says nothing: their positions are relative.
+        positions = _DEFAULT_POSITIONS
+    limit = min(positions - _first_position(encoder), tokenizer.model_max_length)
+    return int(limit)
+
+
+def _first_position(encoder: nn.Module) -> int:
+    """The row at which positions start: RoBERTa and its kin count from behind the padding's."""
+    for name, module in encoder.named_modules():
+        if name.endswith("position_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            return 0 if padding is None else int(padding) + 1
+    return 0

@@ -2,6 +2,7 @@
 
 from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages.base import Observer
+from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import Stage
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import bucketed_batches
@@ -12,6 +13,7 @@ __all__ = [
     "Evaluation",
     "GradientStage",
     "Observer",
+    "Run",
     "Stage",
     "StageResult",
     "bucketed_batches",

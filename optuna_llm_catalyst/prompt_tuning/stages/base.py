@@ -1,4 +1,4 @@
-"""The seam between the objective and a training method: a restart prompt to a trained one."""
+"""The seam between the objective and a training method: a prompt to a better one."""
 
 from __future__ import annotations
 
@@ -8,30 +8,26 @@ from typing import Protocol
 
 from torch import Tensor
 
-from optuna_llm_catalyst.prompt_tuning.models import EncodedSplit
-from optuna_llm_catalyst.prompt_tuning.models import Head
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A soft prompt at one moment of a stage.
+    """A prompt at one moment of a stage.
 
     Attributes:
-        index: 0 before training, then 1, 2, … at each evaluation.
-        step: Optimiser steps done.
-        prompt: A copy of the soft prompt, of shape ``(L, d)``.
-        head: A copy of the head.
+        step: What of the budget was spent until then: optimiser steps, or queries.
+        prompt: A copy of the prompt and its head, with ``P = 1``.
         loss: Validation loss in nats.
         accuracy: Validation accuracy in [0, 1].
         predictions: Predicted label indices of the validation examples, of shape ``(n,)``; None
             if the stage does not know them.
     """
 
-    index: int
     step: int
-    prompt: Tensor
-    head: Head
+    prompt: Prompt
     loss: float
     accuracy: float
     predictions: Tensor | None = None
@@ -41,51 +37,60 @@ class Evaluation:
 Observer = Callable[[Evaluation], bool]
 
 
-@dataclass(frozen=True)
+def _go_on(_: Evaluation) -> bool:
+    return False
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """All that a stage is given.
+
+    Attributes:
+        model: The frozen model.
+        start: The prompt to start from and its head, with ``P = 1``.
+        train: What to train on.
+        validation: What evaluations are made on.
+        seed: Seed of everything random, such as the batches' order.
+        observe: Called at each evaluation, the first before training.
+    """
+
+    model: TaskModel
+    start: Prompt
+    train: Split
+    validation: Split
+    seed: int = 0
+    observe: Observer = _go_on
+
+
+@dataclass(frozen=True, eq=False)
 class StageResult:
     """What a stage came to.
 
     Attributes:
         best: The evaluation of the lowest validation loss: a stage accepts only what improved,
-            so this is the restart prompt itself if training made it worse.
-        n_steps: Optimiser steps really done.
+            so this is the start itself if training made it worse.
+        spent: What of the budget was really spent.
         stopped: Whether the observer stopped the stage.
     """
 
     best: Evaluation
-    n_steps: int
+    spent: int
     stopped: bool
 
 
 class Stage(Protocol):
-    """One stage of prompt tuning. Laws: the same arguments give the same result; the model's
-    weights are bit-identical afterwards; nothing is carried over from an earlier stage."""
+    """One stage of prompt tuning. Laws: the same run gives the same result; the model's weights
+    are bit-identical afterwards; nothing is carried over from an earlier stage."""
 
     @property
-    def n_steps(self) -> int:
-        """The budget in optimiser steps."""
+    def budget(self) -> int:
+        """What a run may spend, in the method's own unit: optimiser steps, or queries."""
         ...
 
-    def run(
-        self,
-        model: TaskModel,
-        prompt: Tensor,
-        train: EncodedSplit,
-        validation: EncodedSplit,
-        *,
-        head: Head | None = None,
-        seed: int = 0,
-        observe: Observer | None = None,
-    ) -> StageResult:
-        """Trains from a prompt.
+    def with_budget(self, budget: int) -> Stage:
+        """The same stage with another budget."""
+        ...
 
-        Args:
-            model: The frozen model.
-            prompt: Where to start, of shape ``(L, d)``.
-            train: What to train on.
-            validation: What evaluations are made on.
-            head: A trained head to go on with; by default a fresh one.
-            seed: Seed of the batches' order.
-            observe: Called at each evaluation, the first before training.
-        """
+    def run(self, run: Run) -> StageResult:
+        """Trains from the run's start."""
         ...

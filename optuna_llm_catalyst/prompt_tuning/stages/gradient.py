@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from optuna_llm_catalyst.prompt_tuning.models import EncodedSplit
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
-from optuna_llm_catalyst.prompt_tuning.models import Head
 from optuna_llm_catalyst.prompt_tuning.models import losses
-from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
-from optuna_llm_catalyst.prompt_tuning.stages.base import Observer
+from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
+
+
+_MAX_LR = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -52,50 +54,46 @@ class GradientStage:
                 raise ValueError(f"`{name}` must be at least {least}, got {value}.")
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"`{name}` must be positive, got {value}.")
+            if not 0 < value <= _MAX_LR:
+                raise ValueError(f"`{name}` must be positive and a float32, got {value}.")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"`optimizer` must be 'adamw' or 'sgd', got {self.optimizer!r}.")
 
-    def run(
-        self,
-        model: TaskModel,
-        prompt: Tensor,
-        train: EncodedSplit,
-        validation: EncodedSplit,
-        *,
-        head: Head | None = None,
-        seed: int = 0,
-        observe: Observer | None = None,
-    ) -> StageResult:
-        soft = SoftPrompt(prompt)
-        if head is None:
-            head = model.fresh_head(soft().detach().unsqueeze(0), train)
-        head = {name: rows.detach().clone().requires_grad_() for name, rows in head.items()}
-        optimizer = self._optimizer(soft, head)
-        batches = bucketed_batches(train.lengths, self.batch_size or model.batch_size, seed)
+    @property
+    def budget(self) -> int:
+        return self.n_steps
+
+    def with_budget(self, budget: int) -> GradientStage:
+        return replace(self, n_steps=budget)
+
+    def run(self, run: Run) -> StageResult:
+        model, train = run.model, run.train
+        prompt = run.start.map(_trainable)
+        optimizer = self._optimizer(prompt)
+        batches = bucketed_batches(train.lengths, self.batch_size or model.batch_size, run.seed)
         best: Evaluation | None = None
         for step in range(self.n_steps + 1):
             if step % self.eval_every == 0 or step == self.n_steps:
-                index = math.ceil(step / self.eval_every)
-                now = _evaluate(model, soft, head, validation, index=index, step=step)
+                now = _evaluate(run, prompt, step)
                 # A loss that is not a number is never the best, and never becomes one again.
                 best = now if best is None or now.loss < best.loss else best
-                stopped = observe is not None and observe(now)
+                stopped = run.observe(now)
                 if stopped or not math.isfinite(now.loss) or step == self.n_steps:
                     break
             batch = train.select(next(batches))
-            loss = losses(model.logits(soft().unsqueeze(0), head, batch), batch.labels)[0]
+            loss = losses(model.log_probs(prompt, batch), batch.labels)[0]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
         assert best is not None
         return StageResult(best, step, stopped)
 
-    def _optimizer(self, soft: SoftPrompt, head: Head) -> torch.optim.Optimizer:
+    def _optimizer(self, prompt: Prompt) -> torch.optim.Optimizer:
+        head = [t for name, t in prompt.tensors.items() if name.startswith(HEAD_PREFIX)]
+        rest = [t for name, t in prompt.tensors.items() if not name.startswith(HEAD_PREFIX)]
         groups = [
-            {"params": [soft.embeddings], "lr": self.lr, "weight_decay": self.weight_decay},
-            {"params": list(head.values()), "lr": self.head_lr, "weight_decay": 0.0},
+            {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
+            {"params": head, "lr": self.head_lr, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         if self.optimizer == "sgd":
@@ -118,24 +116,12 @@ def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iter
             yield batches[i]
 
 
-def _evaluate(
-    model: TaskModel,
-    soft: SoftPrompt,
-    head: Head,
-    validation: EncodedSplit,
-    *,
-    index: int,
-    step: int,
-) -> Evaluation:
-    prompt = soft().detach().clone()
-    frozen_head = {name: rows.detach().clone() for name, rows in head.items()}
-    metrics = evaluate(model, prompt.unsqueeze(0), frozen_head, validation)
-    return Evaluation(
-        index=index,
-        step=step,
-        prompt=prompt,
-        head=frozen_head,
-        loss=metrics.loss[0],
-        accuracy=metrics.accuracy[0],
-        predictions=metrics.predictions[0],
-    )
+def _trainable(tensor: Tensor) -> Tensor:
+    # In float32 whatever the model's precision is: small steps vanish in half precision.
+    return tensor.detach().to(torch.float32, copy=True).requires_grad_()
+
+
+def _evaluate(run: Run, prompt: Prompt, step: int) -> Evaluation:
+    copy = prompt.map(lambda tensor: tensor.detach().clone())
+    metrics = evaluate(run.model, copy, run.validation)
+    return Evaluation(step, copy, metrics.loss[0], metrics.accuracy[0], metrics.predictions[0])

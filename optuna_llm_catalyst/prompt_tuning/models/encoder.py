@@ -1,0 +1,138 @@
+"""A frozen sentence encoder that reads sequences with virtual tokens among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from optuna_llm_catalyst.prompt_tuning.data import Example
+from optuna_llm_catalyst.prompt_tuning.models import meter
+from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
+from optuna_llm_catalyst.prompt_tuning.models.tokens import check_embeds
+from optuna_llm_catalyst.prompt_tuning.models.tokens import embed_tokens
+from optuna_llm_catalyst.prompt_tuning.models.tokens import encode_texts
+from optuna_llm_catalyst.prompt_tuning.models.tokens import max_positions
+from optuna_llm_catalyst.prompt_tuning.models.tokens import n_leading_special_tokens
+from optuna_llm_catalyst.prompt_tuning.models.tokens import splice_prompts
+from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import Side
+from optuna_llm_catalyst.prompt_tuning.split import Split
+
+
+class PromptedEncoder:
+    """What task models on an encoder share. It is frozen in place and put into eval mode.
+
+    Args:
+        pretrained: The encoder, its tokenizer and its pooling.
+
+    Raises:
+        ValueError: If the encoder reads embeddings otherwise than the tokens they belong to.
+    """
+
+    is_differentiable = True
+
+    def __init__(self, pretrained: Pretrained) -> None:
+        self.name = pretrained.name
+        self.fingerprint = pretrained.fingerprint
+        self.encoder = pretrained.encoder.eval().requires_grad_(False)
+        self._tokenizer = pretrained.tokenizer
+        self._pooling = pretrained.pooling
+        check_embeds(self.encoder, self._tokenizer)
+        meter.install(self.encoder)
+        self._n_positions = max_positions(self._tokenizer, self.encoder)
+        self._n_layers = int(getattr(self.encoder.config, "num_hidden_layers", 1))
+        self._offset = n_leading_special_tokens(self._tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+
+    def metered(self) -> AbstractContextManager[Passes]:
+        """Counts this thread's passes within a ``with`` block."""
+        return meter.metered(self.encoder)
+
+    @torch.no_grad()
+    def embed(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """The embeddings of hard prompts in float32, of shape ``(P, L, d)``.
+
+        Raises:
+            ValueError: If the model does not embed one of the tokens.
+        """
+        highest = max((max(ids, default=0) for ids in token_ids), default=0)
+        if highest >= self.vocab_size:
+            raise ValueError(
+                f"`token_ids` holds {highest}, but the model embeds {self.vocab_size} tokens "
+                "only: do tokenizer and model belong together?"
+            )
+        ids = torch.tensor([list(ids) for ids in token_ids], device=self.device)
+        return embed_tokens(self.encoder, ids).float()
+
+    def _tokenize(
+        self, examples: Sequence[Example], *, max_length: int | None, n_reserved: int = 0
+    ) -> Split:
+        """Tokenises examples; ``n_reserved`` positions are kept free for a prompt."""
+        return encode_texts(
+            self._tokenizer, examples, self.encoder, max_length=max_length, n_reserved=n_reserved
+        )
+
+    def _features(
+        self, split: Split, prompt: Prompt | None, side: Side, *, max_sequences: int
+    ) -> Tensor:
+        """Pooled features of every sequence under every prompt, in float32.
+
+        Args:
+            split: Token sequences.
+            prompt: ``P`` prompts, or None for the sequences as they are.
+            side: Which side of the prompts belongs to these sequences.
+            max_sequences: Most sequences in one pass.
+
+        Returns:
+            Features of shape ``(P, B, d)``.
+        """
+        n_prompts = 1 if prompt is None else len(prompt)
+        batches = list(split.batches(max(1, max_sequences // n_prompts)))
+        parts = [
+            torch.cat([self._pass(batch, some, side) for some in _groups(prompt, max_sequences)])
+            for batch in (split if len(b) == len(split) else split.select(b) for b in batches)
+        ]  # Each (P, b, d).
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor([i for batch in batches for i in batch], device=self.device)
+        return torch.cat(parts, dim=1)[:, order.argsort()]
+
+    def _pass(self, batch: Split, prompt: Prompt | None, side: Side) -> Tensor:
+        """One forward pass over a batch under some prompts, pooled: (P, b, d)."""
+        tokens = {name: field.rows for name, field in batch.fields.items()}
+        layers = {} if prompt is None else prompt.layers(side, batch)
+        if not layers:
+            hidden = self.encoder(**tokens).last_hidden_state  # (b, T, d)
+            pooled = self._pooling(hidden, tokens["attention_mask"]).unsqueeze(0)
+            return pooled if prompt is None else pooled.expand(len(prompt), -1, -1)
+        if layers.keys() != {0}:
+            raise ValueError(
+                f"The prompt stands at the layers {sorted(layers)}; this model takes one at "
+                "layer 0, the input, only."
+            )
+        embedded = embed_tokens(self.encoder, tokens["input_ids"])  # (b, T, d)
+        embeddings, inputs = splice_prompts(layers[0], tokens, embedded, offset=self._offset)
+        hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
+        pooled = self._pooling(hidden, inputs["attention_mask"])  # (P*b, d)
+        return pooled.view(len(layers[0]), len(batch), -1)
+
+
+def _groups(prompt: Prompt | None, size: int) -> Iterator[Prompt | None]:
+    """The prompts in groups of a size; all at once, and not as copies, if they fit."""
+    if prompt is None or len(prompt) <= size:
+        yield prompt
+        return
+    for start in range(0, len(prompt), size):
+        yield prompt[start : start + size]

@@ -1,0 +1,77 @@
+"""Passes through a frozen model, counted: the currency in which methods are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+import threading
+from typing import Any
+
+from torch import nn
+
+
+@dataclass
+class Passes:
+    """How often a frozen model was run.
+
+    Attributes:
+        forward: Forward passes, each over one batch.
+        backward: Backward passes.
+        sequences: Sequences in the forward passes.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    sequences: int = 0
+
+
+class _Open(threading.local):
+    """The counts that this thread keeps now, each with the model it is for."""
+
+    def __init__(self) -> None:
+        self.counts: list[tuple[nn.Module, Passes]] = []
+
+
+_OPEN = _Open()
+
+
+def install(encoder: nn.Module) -> None:
+    """Puts the meter on a model, for good.
+
+    A hook that came and went with each trial could be called half removed by another thread.
+    """
+    if _count not in encoder._forward_hooks.values():
+        encoder.register_forward_hook(_count, with_kwargs=True)
+
+
+@contextmanager
+def metered(encoder: nn.Module) -> Iterator[Passes]:
+    """Counts every pass of this thread through a model that has a meter, whoever makes it."""
+    passes = Passes()
+    entry = (encoder, passes)
+    _OPEN.counts.append(entry)
+    try:
+        yield passes
+    finally:
+        _OPEN.counts = [other for other in _OPEN.counts if other is not entry]
+
+
+def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    counts = [passes for model, passes in _OPEN.counts if model is encoder]
+    if not counts:
+        return
+    given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
+    n_sequences = len(given if given is not None else args[0])
+    for passes in counts:
+        passes.forward += 1
+        passes.sequences += n_sequences
+    hidden = output.last_hidden_state
+    if hidden.requires_grad:
+        # The backward pass may run in another thread: these counts are its own.
+        hidden.register_hook(lambda _: _count_backward(counts))
+
+
+def _count_backward(counts: list[Passes]) -> None:
+    for passes in counts:
+        passes.backward += 1

@@ -1,0 +1,24 @@
+"""What a stage trains: one kind of prompt a file, behind one Protocol."""
+
+from optuna_llm_catalyst.prompt_tuning.prompts.base import HEAD_PREFIX
+from optuna_llm_catalyst.prompt_tuning.prompts.base import Placement
+from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts.base import PromptKind
+from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
+from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
+from optuna_llm_catalyst.prompt_tuning.prompts.soft import SoftPrompt
+
+
+#: The kinds by the names that checkpoints hold.
+KINDS: dict[str, PromptKind] = {kind.name: kind for kind in (SoftPrompt(),)}
+
+__all__ = [
+    "HEAD_PREFIX",
+    "KINDS",
+    "Placement",
+    "Prompt",
+    "PromptKind",
+    "Side",
+    "SoftPrompt",
+    "Tensors",
+]

@@ -1,0 +1,144 @@
+"""A prompt as named tensors, and the kinds of prompt that there are.
+
+================  ==================  ====================================================
+notation          shape               meaning
+================  ==================  ====================================================
+``P``                                 prompts at once: a population, a screening, or one
+``L``, ``d``                          virtual tokens of a prompt, width of an embedding
+``tensors[name]`` (P, …)              what is trained, the head included
+``layers()[i]``   (P, 1 or B, L, d)   virtual tokens before the inputs of layer i
+``words()``       (P, L, d)           what can be read as words
+================  ==================  ====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field
+from typing import Literal
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from optuna_llm_catalyst.prompt_tuning.split import Split
+
+
+#: What a model reads: texts to classify, or the names of the labels.
+Side = Literal["texts", "labels"]
+Tensors = Mapping[str, Tensor]
+HEAD_PREFIX = "head."
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model takes virtual tokens.
+
+    Attributes:
+        sides: The inputs that can carry a prompt, the usual one first.
+        n_layers: Layers of the encoder. Layer 0 takes the prompt at the input embeddings.
+        max_virtual_tokens: The longest prompt that fits into the encoder's positions.
+    """
+
+    sides: tuple[Side, ...]
+    n_layers: int
+    max_virtual_tokens: int
+
+
+class PromptKind(Protocol):
+    """How prompts start, where their virtual tokens go, and what of them can be read as words."""
+
+    @property
+    def name(self) -> str:
+        """The kind's name, for checkpoints."""
+        ...
+
+    def start(self, embeddings: Tensor, placement: Placement) -> dict[str, Tensor]:
+        """The tensors of ``P`` prompts that start at words.
+
+        Args:
+            embeddings: The words' embeddings, of shape ``(P, L, d)``.
+            placement: Where the model takes virtual tokens.
+        """
+        ...
+
+    def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
+        """What stands before the inputs of a side, by layer; empty if nothing does.
+
+        Args:
+            tensors: The prompts' tensors.
+            side: Which input it is.
+            batch: The inputs, for kinds whose virtual tokens depend on them.
+
+        Returns:
+            Tensors of shape ``(P, 1, L, d)``, or ``(P, B, L, d)`` if they depend on the input.
+        """
+        ...
+
+    def words(self, tensors: Tensors) -> Tensor:
+        """The virtual tokens that can be read as words, of shape ``(P, L, d)``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """``P`` prompts of one kind, each with the head that was trained with it.
+
+    Kept in float32 whatever the frozen model's precision is: steps of a learning rate of 1e-3
+    vanish in half precision.
+
+    Attributes:
+        kind: The kind.
+        tensors: Named tensors, each with a leading dimension ``P``. Names of a head start with
+            ``head.``.
+    """
+
+    kind: PromptKind
+    tensors: Tensors = field(repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(t) if t.ndim else None for name, t in self.tensors.items()}
+        if len(set(sizes.values())) != 1 or None in sizes.values():
+            raise ValueError(f"The tensors of a prompt must have one leading size, got {sizes}.")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, index: slice | Sequence[int]) -> Prompt:
+        return self.map(lambda tensor: tensor[index])
+
+    @property
+    def head(self) -> dict[str, Tensor]:
+        """The tensors of the head, by their names without the prefix."""
+        return {
+            name.removeprefix(HEAD_PREFIX): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(HEAD_PREFIX)
+        }
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
+        """The same prompts with every tensor changed."""
+        return Prompt(self.kind, {name: change(t) for name, t in self.tensors.items()})
+
+    def with_head(self, head: Tensors) -> Prompt:
+        """The same prompts with heads; a head of one prompt serves all."""
+        spread = {
+            HEAD_PREFIX + name: rows.expand(len(self), *rows.shape[1:]) if len(rows) == 1 else rows
+            for name, rows in head.items()
+        }
+        return Prompt(self.kind, {**self.tensors, **spread})
+
+    def layers(self, side: Side, batch: Split) -> dict[int, Tensor]:
+        """Virtual tokens of a side by layer; see :meth:`PromptKind.layers`."""
+        return self.kind.layers(self.tensors, side, batch)
+
+    def words(self) -> Tensor:
+        """Virtual tokens that can be read as words, of shape ``(P, L, d)``."""
+        return self.kind.words(self.tensors)
+
+    def is_finite(self) -> bool:
+        """Whether no tensor holds a NaN or an infinity."""
+        return all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors.values())

@@ -1,0 +1,77 @@
+"""Examples as a model takes them: tensors that know how they may be trimmed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from optuna_llm_catalyst.prompt_tuning.data import Example
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input of a model for a number of examples.
+
+    Attributes:
+        rows: A tensor with one row an example.
+        pad_axis: The axis along which short rows are padded, so that a batch of short rows can be
+            trimmed; None where nothing is padded (pixels, features).
+    """
+
+    rows: Tensor
+    pad_axis: int | None = None
+
+    def select(self, index: Tensor, longest: int) -> Field:
+        """The rows of an index, trimmed to the longest of them."""
+        rows = self.rows[index]
+        if self.pad_axis is not None:
+            rows = rows.narrow(self.pad_axis, 0, longest)
+        return Field(rows, self.pad_axis)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Examples on a model's device.
+
+    Attributes:
+        examples: The examples themselves, so that another model can encode them, too.
+        labels: Label indices, of shape ``(B,)``.
+        fields: What the model reads, by name.
+        lengths: Tokens of each example; equal where length costs nothing.
+    """
+
+    examples: tuple[Example, ...]
+    labels: Tensor
+    fields: Mapping[str, Field]
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, name: str) -> Tensor:
+        """The tensor of one field."""
+        return self.fields[name].rows
+
+    def select(self, indices: Sequence[int]) -> Split:
+        """The examples of these indices, padded no further than the longest of them."""
+        index = torch.tensor(indices, device=self.labels.device)
+        lengths = tuple(self.lengths[i] for i in indices)
+        longest = max(lengths)
+        return Split(
+            tuple(self.examples[i] for i in indices),
+            self.labels[index],
+            {name: field.select(index, longest) for name, field in self.fields.items()},
+            lengths,
+        )
+
+    def batches(self, size: int) -> Iterator[list[int]]:
+        """Indices of batches of like lengths; one batch in the given order if all fit into it."""
+        n = len(self)
+        order = range(n) if n <= size else sorted(range(n), key=self.lengths.__getitem__)
+        for start in range(0, n, size):
+            yield list(order[start : start + size])
