@@ -39,6 +39,7 @@ _NAMES: dict[Any, str] = {
     tuple: "a list",
     dict: "an object",
 }
+_REFUSED = "is refused: "
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 80
 
@@ -51,7 +52,7 @@ class SchemaError(ValueError):
     """A JSON value is not of the type that was expected; the message names the place."""
 
     def __init__(self, problem: str, place: str = "") -> None:
-        super().__init__(f'"{place}" {problem}' if place else problem)
+        super().__init__(f'"{place}" {problem}' if place else problem.removeprefix(_REFUSED))
         self.problem = problem
         self.place = place
 
@@ -89,11 +90,7 @@ def encode(value: Any) -> Any:
 
 
 def _decode(kind: Any, value: Any) -> Any:
-    # Numbers and texts first: there are thousands in a record.
-    if type(value) is kind and (kind is not float or math.isfinite(value)):
-        if kind in (str, int, float, bool):
-            return value
-    origin, args = _parts(kind)
+    origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
     if origin is Annotated:
@@ -113,11 +110,7 @@ def _decode(kind: Any, value: Any) -> Any:
         return _sequence(origin or kind, args, value)
     if origin in (dict, Mapping) or kind is dict:
         return _mapping(args, value)
-    if kind is float and type(value) is int and abs(value) < 2**1023:
-        return float(value)
-    if type(value) is not kind or kind is float:
-        raise _wrong(_NAMES.get(kind, repr(kind)), value)
-    return value
+    return _scalar(kind, value)
 
 
 def _union(kinds: tuple[Any, ...], value: Any) -> Any:
@@ -147,7 +140,7 @@ def _dataclass(kind: Any, value: Any) -> Any:
     try:
         return kind(**found)
     except ValueError as error:  # From a check of its own.
-        raise SchemaError(f"is refused: {error}") from error
+        raise SchemaError(f"{_REFUSED}{error}") from error
 
 
 def _sequence(kind: Any, args: tuple[Any, ...], value: Any) -> Any:
@@ -170,16 +163,19 @@ def _mapping(args: tuple[Any, ...], value: Any) -> dict[str, Any]:
     return {key: _inside(f".{key}", kind, item) for key, item in value.items()}
 
 
+def _scalar(kind: Any, value: Any) -> Any:
+    if kind is float and type(value) is int and abs(value) < 2**1023:
+        return float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise _wrong(_NAMES.get(kind, repr(kind)), value)
+    return value
+
+
 def _inside(place: str, kind: Any, value: Any) -> Any:
     try:
         return _decode(kind, value)
     except SchemaError as error:
         raise SchemaError(error.problem, place + error.place) from error.__cause__
-
-
-@cache
-def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    return get_origin(kind), get_args(kind)
 
 
 @cache

@@ -832,6 +832,12 @@ def no_details(request: ProposalRequest) -> Proposal:
     raise ProposalError("no idea", None)  # type: ignore[arg-type]
 
 
+def like_an_llm(request: ProposalRequest) -> Proposal:
+    prompt = SPACE.from_text(PROMPTS[request.trial_number])
+    attempts: Any = [5, {"prompt_tokens": "many"}] if request.trial_number % 2 else None
+    return Proposal((prompt,), "theirs", {"proposer": "llm", "attempts": attempts})
+
+
 def by_mutation(request: ProposalRequest) -> Proposal:
     return MutationProposer().propose(request)
 
@@ -840,6 +846,7 @@ def by_mutation(request: ProposalRequest) -> Proposal:
     ("answer", "origin", "failure"),
     [
         (unusual_ids, "theirs", None),
+        (like_an_llm, "theirs", None),
         (no_details, "mutation", "no idea"),
         (by_mutation, "mutation", None),
     ],

@@ -86,7 +86,7 @@ class OllamaProvider:
                 f"{keep_alive!r}; the number -1 keeps the model loaded."
             )
         check_limits(num_ctx, num_predict, temperature)
-        named = host or os.environ.get("OLLAMA_HOST")
+        named = (host or os.environ.get("OLLAMA_HOST") or "").strip()
         self.model = model
         self._server = server_of(named or _DEFAULT_URL)
         self._sends_key = bool(named)

@@ -7,18 +7,18 @@ from collections.abc import Coroutine
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+import importlib
 import ipaddress
 import os
+import sys
 import threading
 from typing import Any
 from typing import TYPE_CHECKING
 from typing import TypeVar
 
-from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.servers import check_key
 from optuna_llm_catalyst.providers.servers import is_http_url
-from optuna_llm_catalyst.providers.servers import not_installed
 from optuna_llm_catalyst.providers.servers import Server
 
 
@@ -32,7 +32,6 @@ _IMPORT = threading.Lock()
 
 def server_of(host: str) -> Server:
     """The server of a host as people write it, such as ``127.0.0.1:11434``, ``::1`` or a URL."""
-    host = host.strip()
     try:
         bare = ipaddress.ip_address(host)
     except ValueError:
@@ -58,11 +57,18 @@ def run(server: Server, work: Work[T], timeout: float, *, sends_key: bool) -> T:
         check_key("OLLAMA_API_KEY", key)
     except ValueError as error:
         raise ProviderError(str(error)) from None
-    ollama = _imported()
     server = replace(server, key=key if sends_key else None)
-    return server.exchange(
-        lambda: ollama.AsyncClient(host=server.url, **server.client_options()), work, timeout
-    )
+
+    def connect() -> ollama.AsyncClient:
+        with _IMPORT:
+            if "ollama" not in sys.modules:
+                with _without_environment():
+                    importlib.import_module("ollama")
+        import ollama
+
+        return ollama.AsyncClient(host=server.url, **server.client_options())
+
+    return server.exchange(connect, work, timeout)
 
 
 async def digests(client: ollama.AsyncClient) -> dict[str, str]:
@@ -122,18 +128,6 @@ def _check_url(server: Server) -> None:
             f"`host` {server.host!r} ends in /v1, where the server speaks OpenAI's protocol: "
             "leave /v1 away, or take an OpenAI-compatible provider"
         )
-
-
-def _imported() -> Any:
-    try:
-        with _IMPORT, _without_environment():
-            import ollama
-    except ModuleNotFoundError as error:
-        raise not_installed("Ollama", "ollama") from error
-    except Exception as error:
-        why = f"the Ollama client cannot be imported: {first_line(error)}"
-        raise ProviderError(why) from error
-    return ollama
 
 
 @contextmanager

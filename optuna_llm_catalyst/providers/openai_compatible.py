@@ -26,7 +26,6 @@ from optuna_llm_catalyst.providers.servers import check_key
 from optuna_llm_catalyst.providers.servers import cut_reply
 from optuna_llm_catalyst.providers.servers import is_http_url
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
-from optuna_llm_catalyst.providers.servers import not_installed
 from optuna_llm_catalyst.providers.servers import Server
 from optuna_llm_catalyst.schema import decode
 
@@ -234,10 +233,8 @@ class OpenAICompatibleProvider:
             ) from error
 
     def _client(self) -> openai.AsyncOpenAI:
-        try:
-            import openai
-        except ImportError as error:
-            raise not_installed("OpenAI", "openai") from error
+        import openai
+
         url = urlsplit(self._server.url)
         return openai.AsyncOpenAI(
             api_key=self._server.key or _NO_KEY,

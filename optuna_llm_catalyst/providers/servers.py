@@ -90,8 +90,10 @@ class Server:
             ProviderError: For whatever goes wrong; ``transient`` if it may go right again.
         """
 
+        connected = self._connected(connect)
+
         async def run() -> T:
-            async with self._connected(connect) as client:
+            async with connected as client:
                 return await work(client)
 
         try:
@@ -121,6 +123,11 @@ class Server:
     ) -> AbstractAsyncContextManager[C]:
         try:
             return connect()
+        except ModuleNotFoundError as error:
+            raise ProviderError(
+                f"the client {error.name!r} is not installed: "
+                f"pip install 'optuna-llm-catalyst[{error.name}]'"
+            ) from error
         except Exception as error:
             from urllib.request import getproxies
 
@@ -222,13 +229,6 @@ def check_key(name: str, key: str | None) -> None:
             f"`{name}` must be printable ASCII without spaces, as a header takes no other; got "
             f"{len(key)} characters, others among them."
         )
-
-
-def not_installed(name: str, extra: str) -> ProviderError:
-    """The error for a client that is missing."""
-    return ProviderError(
-        f"the {name} client is not installed: pip install 'optuna-llm-catalyst[{extra}]'"
-    )
 
 
 def cut_reply(name: str, text: str, limit: str, *, may_grow: bool) -> str:

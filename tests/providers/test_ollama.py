@@ -798,7 +798,9 @@ def test_ollama_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert elsewhere.host == "http://127.0.0.1:1"
 
 
-def test_default_host() -> None:
+@pytest.mark.parametrize("variable", ["", " "])
+def test_default_host(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", variable)
     assert OllamaProvider().host == "http://127.0.0.1:11434"
 
 

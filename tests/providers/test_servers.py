@@ -53,7 +53,6 @@ def test_is_loopback(host: str, expected: bool) -> None:
         ("0:0:0:0:0:0:0:1", "[::1]"),
         ("[::1]:11434", "[::1]:11434"),
         ("127.0.0.1", "127.0.0.1"),
-        (" http://localhost:1 ", "http://localhost:1"),
     ],
 )
 def test_ollama_host_as_people_write_it(host: str, url: str) -> None:
