@@ -69,7 +69,7 @@ def run(options: TuneOptions) -> int:
     with storage_errors(options.storage, study):
         resumed = _resume(study, objective, options, model)
         n_finished = sum(trial.state in FINISHED for trial in records.all_trials(study))
-        told = _told(options, task, model.mechanism, n_finished + options.stages)
+        told = _told(options, task, model.mechanism, n_finished + max(options.stages, 1))
         with user_input():
             proposer = (
                 LLMProposer(llm.provider, **vars(told), timeout=options.llm_timeout)

@@ -121,7 +121,7 @@ FAULTS = {
     "no such folder": (["tune", "nowhere"], "nowhere: no such folder"),
     "bad JSON": (["tune", "{data_bad_json}"], "train.jsonl:2: not a line of JSON"),
     "unknown label": (["tune", "{data_bad_label}"], "train.jsonl:2: unknown label 'plant'"),
-    "label not in train": (["tune", "{data_no_label}"], "no example of label 'tool'"),
+    "label not in train": (["tune", "{data_no_label}"], "no example of label"),
     "no validation": (["tune", "{data_no_validation}"], "--shots 16"),
     "too many shots": (["tune", "{data}", "--shots", "16"], "use at most 4 shots"),
     "model not found": (["tune", "{data}", "--model", "no/such-model"], "model 'no/such-model'"),
