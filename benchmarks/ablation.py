@@ -36,7 +36,7 @@ from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.cli.export import reply_rows
 from optuna_llm_catalyst.cli.llms import choose_llm
-from optuna_llm_catalyst.cli.llms import LLMOptions
+from optuna_llm_catalyst.cli.options import LLMOptions
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import few_shot
 from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -201,7 +201,7 @@ def provider_of(args: argparse.Namespace, arm: str, name: str) -> Provider | Non
         return None
     if args.llm.startswith("replay:"):
         return ReplayProvider(Path(args.llm.removeprefix("replay:")) / f"{name}.jsonl")
-    chosen = choose_llm(LLMOptions(args.llm, args.llm_url, "", args.num_ctx))
+    chosen = choose_llm(LLMOptions(llm=args.llm, llm_url=args.llm_url, num_ctx=args.num_ctx))
     if chosen.provider is None:
         raise SystemExit(f"the arm {arm!r} needs an LLM: {chosen.line}")
     return chosen.provider

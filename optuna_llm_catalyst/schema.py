@@ -8,6 +8,7 @@ what ``decode`` reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 from functools import cache
 import math
@@ -94,6 +95,8 @@ def _decode(kind: Any, value: Any) -> Any:
         return value
     if origin is Annotated:
         return math.nan if value is None else _decode(args[0], value)
+    if origin is Sequence:
+        origin, args = tuple, (*args, ...)
     if origin in (Union, types.UnionType):
         return _union(args, value)
     if origin is Literal:

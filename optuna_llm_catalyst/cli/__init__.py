@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import sys
 
+from optuna_llm_catalyst.cli.errors import INTERRUPTED
+
 
 def main() -> None:
     """Entry point of ``optuna-llm-catalyst``: a user's mistake is one line and exit code 2."""
     try:
         from optuna_llm_catalyst.cli.app import run
 
-        sys.exit(run())
+        code = run()
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        code = INTERRUPTED
     except ModuleNotFoundError as error:
         print(
             f"error: the command line needs the package {error.name!r}: "
             "pip install 'optuna-llm-catalyst[tuning]'",
             file=sys.stderr,
         )
-        sys.exit(2)
+        code = 2
+    except (ImportError, MemoryError) as error:
+        print(f"error: the command line cannot start: {error!r}", file=sys.stderr)
+        code = 2
+    sys.exit(code)
 
 
 __all__ = ["main"]

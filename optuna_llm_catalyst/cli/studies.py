@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from contextlib import contextmanager
+import os
 from pathlib import Path
+import time
 from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
+from optuna.trial import TrialState
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.exc import SQLAlchemyError
 
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.cli.journal import open_journal
+from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 
 
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SETUP = "llm_catalyst:setup"
+#: What databases say when several processes create their tables at once.
+_RACES = ("already exists", "database is locked", "UNIQUE constraint")
+_MAX_TRIES = 20
+_PAUSE_S = 0.1
 
 
-def open_study(storage: str, name: str, sampler: optuna.samplers.BaseSampler) -> optuna.Study:
+def open_study(storage: str, name: str) -> optuna.Study:
     """Creates a study, or loads it if it is there."""
 
     def create(opened: BaseStorage) -> optuna.Study:
@@ -32,11 +48,11 @@ def open_study(storage: str, name: str, sampler: optuna.samplers.BaseSampler) ->
             study_name=name,
             load_if_exists=True,
             direction="minimize",
-            sampler=sampler,
             pruner=optuna.pruners.NopPruner(),
         )
 
-    study = _with_storage(storage, create)
+    with storage_errors(storage):
+        study = _retried(lambda: create(_opened(storage, creates=True)))
     if study.directions != [StudyDirection.MINIMIZE]:
         raise UserError(
             f"study {name!r} does not minimize one value, as tuning does: choose another "
@@ -46,62 +62,143 @@ def open_study(storage: str, name: str, sampler: optuna.samplers.BaseSampler) ->
 
 
 def load_study(storage: str, name: str) -> optuna.Study:
-    """Loads a study that must be there, from a storage that must be there."""
-    path = _sqlite_path(storage) or (Path(storage) if _is_journal(storage) else None)
-    if path is not None and not path.exists():
-        raise UserError(f"storage {storage!r}: there is no file {path}.")
-
-    def load(opened: BaseStorage) -> optuna.Study:
-        try:
-            return optuna.load_study(storage=opened, study_name=name)
-        except KeyError as error:
-            names = ", ".join(map(repr, optuna.get_all_study_names(opened))) or "none"
-            raise UserError(
-                f"storage {storage!r} has no study {name!r}; it has: {names}."
-            ) from error
-
-    study = _with_storage(storage, load)
+    """Loads a study that must be there, and creates nothing: neither a file nor a table."""
+    with storage_errors(storage):
+        path = _file(storage)
+        if path is not None and not os.path.exists(path):
+            raise UserError(f"storage {storage!r}: there is no file {path}.")
+        opened = _opened(storage, creates=False)
+        names = optuna.get_all_study_names(opened)
+        if name not in names:
+            known = ", ".join(map(repr, names)) or "none"
+            raise UserError(f"storage {storage!r} has no study {name!r}; it has: {known}.")
+        study = optuna.load_study(storage=opened, study_name=name)
     if len(study.directions) != 1:
-        raise UserError(f"study {name!r} has several objectives: it is none of prompt tuning.")
+        raise UserError(f"study {name!r} has several objectives, prompt tuning has one.")
     return study
+
+
+def check_ours(study: optuna.Study, param_names: Sequence[str]) -> None:
+    """Refuses a study of something else, whose values mean something else."""
+    for trial in records.all_trials(study):
+        if trial.state in FINISHED and not set(param_names) & trial.params.keys():
+            raise StudyMismatchError(
+                f"study {study.study_name!r} is not one of prompt tuning: trial {trial.number} "
+                f"has the parameters {', '.join(trial.params) or 'none'}. Choose another "
+                "--study-name."
+            )
 
 
 def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
     """Keeps what makes a study's values comparable, and refuses to resume with another.
 
-    Written once, by the process that opens the study, never from inside a trial.
+    Written by the process that opens the study, never from inside a trial.
     """
-    known = study.user_attrs.get(_SETUP)
-    if known is None:
-        study.set_user_attr(_SETUP, setup)
-        return
+    saved = study.user_attrs.get(_SETUP)
+    known = saved if isinstance(saved, dict) else {}
     for key, value in setup.items():
-        if known.get(key) != value:
+        if known.get(key, value) != value:
             raise StudyMismatchError(
-                f"study {study.study_name!r} was made with {key} {known.get(key)!r}, this command "
+                f"study {study.study_name!r} was made with {key} {known[key]!r}, this command "
                 f"has {value!r}: repeat it, or choose another --study-name."
             )
+    if known != {**known, **setup}:
+        study.set_user_attr(_SETUP, {**known, **setup})
 
 
-def _with_storage(storage: str, use: Callable[[BaseStorage], optuna.Study]) -> optuna.Study:
+@contextmanager
+def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[None]:
+    """Turns what storages raise into one line that names the storage, the cause and the fix.
+
+    Args:
+        storage: As on the command line.
+        study: The study that is running; None while it is being opened.
+    """
+    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, OSError)
+    if study is None:
+        # Of tables of another version, of a missing driver, of a journal that cannot be read.
+        kinds = (*kinds, RuntimeError, ImportError, ValueError)
     try:
-        if _is_journal(storage):
-            return use(JournalStorage(JournalFileBackend(storage)))
-        if "://" not in storage:
+        yield
+    except CatalystError:
+        raise
+    except Exception as error:
+        # What Optuna raises when its study is gone depends on where it notices.
+        if study is not None and _is_gone(storage, study):
             raise UserError(
-                f"storage {storage!r} is neither a URL such as sqlite:///catalyst.db nor a path "
-                "ending in .log."
-            )
-        return use(optuna.storages.get_storage(storage))
-    # A journal that is none raises a ValueError of JSON.
-    except (SQLAlchemyError, StorageInternalError, ImportError, OSError, ValueError) as error:
-        raise UserError(f"storage {storage!r} cannot be opened: {first_line(error)}") from error
+                f"storage {storage!r}: it or its study is gone, somebody deleted it."
+            ) from error
+        if not isinstance(error, kinds):
+            raise
+        lost = "" if study is None else " This stage is lost, those before it are kept."
+        raise UserError(f"storage {storage!r}: {_cause(error)}.{lost}") from error
+
+
+def _cause(error: Exception) -> str:
+    # Optuna says of any error of a database that it may be due to invalid data.
+    if isinstance(error, StorageInternalError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    said = first_line(error).rstrip(".")
+    if "readonly database" in said:
+        return "it is read-only: make it writable, or choose another --storage"
+    if "no such table" in said:
+        return "this database holds no study of Optuna"
+    return f"it cannot be used: {said}"
+
+
+def _is_gone(storage: str, study: optuna.Study) -> bool:
+    path = _file(storage)
+    if path is not None and not os.path.exists(path):
+        return True  # What is still open of a file that was removed can be read.
+    try:
+        study.user_attrs  # noqa: B018
+    except KeyError:
+        return True
+    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+        # SQLite makes an empty file in place of one that was removed.
+        return "no such table" in f"{error} {error.__cause__}"
+    return False
+
+
+def _opened(storage: str, *, creates: bool) -> BaseStorage:
+    if _is_journal(storage):
+        return open_journal(Path(storage))
+    try:
+        url = make_url(storage)
+    except ArgumentError as error:
+        raise UserError(
+            f"storage {storage!r} is neither a URL such as sqlite:///catalyst.db nor a path "
+            "ending in .log."
+        ) from error
+    output.hide(str(url.password or ""))
+    return RDBStorage(storage, skip_table_creation=not creates)
+
+
+def _retried(create: Callable[[], optuna.Study]) -> optuna.Study:
+    """Workers that start at once create the same tables; all but one fail, and find them then."""
+    for _ in range(_MAX_TRIES):
+        try:
+            return create()
+        except (SQLAlchemyError, StorageInternalError) as error:
+            if not any(race in f"{error} {error.__cause__}" for race in _RACES):
+                raise
+            time.sleep(_PAUSE_S)
+    return create()
 
 
 def _is_journal(storage: str) -> bool:
     return "://" not in storage and storage.endswith(".log")
 
 
-def _sqlite_path(storage: str) -> Path | None:
-    prefix = "sqlite:///"
-    return Path(storage.removeprefix(prefix)) if storage.startswith(prefix) else None
+def _file(storage: str) -> Path | None:
+    """The file of a storage that is one; None for a server."""
+    if _is_journal(storage):
+        return Path(storage)
+    try:
+        url = make_url(storage)
+    except ArgumentError:
+        return None
+    # SQLite's own URLs, such as file:a.db?mode=ro, and databases in memory have no plain path.
+    if url.get_backend_name() != "sqlite" or not url.database or url.database.startswith("file:"):
+        return None
+    return None if url.database == ":memory:" else Path(url.database)

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import load_trajectory
-from optuna_llm_catalyst.cli import app
+from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import pretrained
 from tests.cli.conftest import Cli
@@ -31,7 +31,7 @@ def _load(storage: str = STORAGE) -> optuna.Study:
     return optuna.load_study(study_name=NAME, storage=storage)
 
 
-def test_it_ends_with_the_stages_the_test_accuracies_and_the_next_command(tune: Cli) -> None:
+def test_report(tune: Cli) -> None:
     result = tune()
 
     study = _load()
@@ -45,7 +45,7 @@ def test_it_ends_with_the_stages_the_test_accuracies_and_the_next_command(tune: 
     assert "Resuming" not in result.err
 
 
-def test_json_is_one_document_that_agrees_with_the_study(tune: Cli) -> None:
+def test_json_agrees_with_the_study(tune: Cli) -> None:
     document = tune("--json").json
 
     study = _load()
@@ -56,7 +56,7 @@ def test_json_is_one_document_that_agrees_with_the_study(tune: Cli) -> None:
     assert document["resumed"] is False
 
 
-def test_a_second_run_resumes_the_study_and_says_so(tune: Cli) -> None:
+def test_second_run_resumes(tune: Cli) -> None:
     tune()
     result = tune("--json")
 
@@ -66,7 +66,7 @@ def test_a_second_run_resumes_the_study_and_says_so(tune: Cli) -> None:
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///parts.db", "parts.log"])
-def test_two_runs_make_the_stages_that_one_run_makes(tune: Cli, storage: str) -> None:
+def test_two_runs_equal_one(tune: Cli, storage: str) -> None:
     tune("--stages", 5, "--storage", "sqlite:///whole.db")
     tune("--stages", 4, "--storage", storage)
     tune("--stages", 1, "--storage", storage)
@@ -79,7 +79,7 @@ def test_two_runs_make_the_stages_that_one_run_makes(tune: Cli, storage: str) ->
     assert {t.user_attrs["origin"] for t in whole} == {"startup", "mutation"}
 
 
-def test_without_ollama_it_says_in_one_line_that_it_mutates_and_how_to_get_it(tune: Cli) -> None:
+def test_without_ollama_one_line_says_so(tune: Cli) -> None:
     lines = [
         line for line in tune().err.splitlines() if "mutation" in line and "stage" not in line
     ]
@@ -98,7 +98,7 @@ def test_startup_prompts_are_the_first_stages(tune: Cli) -> None:
     assert [stage["prompt"] for stage in stages] == ["food tool animal", "wild food a"]
 
 
-def test_the_last_stage_can_refine_the_best(tune: Cli) -> None:
+def test_refining_the_best(tune: Cli) -> None:
     document = tune("--refine-steps", 6, "--json").json
 
     *stages, refined = document["stages"]
@@ -107,7 +107,7 @@ def test_the_last_stage_can_refine_the_best(tune: Cli) -> None:
     assert refined["loss"] <= refined["loss_before"]
 
 
-def test_a_sequence_classifier_is_tuned_and_tested_with_its_head(tune: Cli) -> None:
+def test_sequence_classifier(tune: Cli) -> None:
     document = tune("--model-type", "sequence-classifier", "--json").json
 
     assert document["test"]["chosen"]["accuracy"] is not None
@@ -126,11 +126,17 @@ FAULTS = {
     "too many shots": (["tune", "{data}", "--shots", "16"], "use at most 4 shots"),
     "model not found": (["tune", "{data}", "--model", "no/such-model"], "model 'no/such-model'"),
     "no model name": (["tune", "{data}", "--model", "a//b"], "model 'a//b'"),
-    "learning rate": (["tune", "{data}", "--model", "{model}", "--lr", "-1"], "`lr` must be"),
-    "stages": (["tune", "{data}", "--stages", "-1"], "--stages must be at least 0"),
+    "learning rate": (
+        ["tune", "{data}", "--model", "{model}", "--lr", "-1"],
+        "'--lr': Input",
+    ),
+    "stages": (
+        ["tune", "{data}", "--stages", "-1"],
+        "'--stages': Input should be",
+    ),
     "virtual tokens": (
         ["tune", "{data}", "--model", "{model}", "--num-virtual-tokens", "0"],
-        "`num_virtual_tokens` must be at least 1, got 0",
+        "'--num-virtual-tokens': Input should be",
     ),
     "unknown LLM": (["tune", "{data}", "--llm", "gpt"], "--llm 'gpt' is none of auto"),
     "Ollama by name, not there": (
@@ -144,13 +150,16 @@ FAULTS = {
     ),
     "storage folder": (
         ["tune", "{data}", "--model", "{model}", "--storage", "sqlite:///no/such/folder/a.db"],
-        "cannot be opened",
+        "unable to open database file",
     ),
     "device": (
         ["tune", "{data}", "--model", "{model}", "--device", "abacus"],
         "--device 'abacus' cannot be used",
     ),
-    "seed": (["tune", "{data}", "--seed", "-1"], "--seed must be at least 0"),
+    "seed": (
+        ["tune", "{data}", "--seed", "-1"],
+        "'--seed': Input should be",
+    ),
     "too many virtual tokens": (
         ["tune", "{data}", "--model", "{model}", "--num-virtual-tokens", "40"],
         "`space` has 40 virtual tokens, `model` has room for",
@@ -161,7 +170,7 @@ FAULTS = {
     ),
     "no journal": (
         ["tune", "{data}", "--model", "{model}", "--storage", "{file}"],
-        "cannot be opened",
+        "this file is not a journal of Optuna",
     ),
     "nothing to refine": (
         [
@@ -196,7 +205,7 @@ def places(tmp_path: Path, data: Path, tiny_model: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize(("args", "message"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_users_mistake_is_one_line_and_exit_code_2(
+def test_mistake_is_one_line(
     cli: Cli, places: dict[str, Path], args: list[str], message: str
 ) -> None:
     result = cli(*(arg.format(**places) for arg in args))
@@ -216,9 +225,7 @@ RESUMED_WITH = {
 
 
 @pytest.mark.parametrize(("args", "message"), RESUMED_WITH.values(), ids=RESUMED_WITH.keys())
-def test_a_study_is_not_resumed_with_what_makes_its_values_incomparable(
-    tune: Cli, args: list[object], message: str
-) -> None:
+def test_incomparable_resume_is_refused(tune: Cli, args: list[object], message: str) -> None:
     tune()
     result = tune(*args)
 
@@ -228,9 +235,7 @@ def test_a_study_is_not_resumed_with_what_makes_its_values_incomparable(
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])
-def test_a_study_that_does_not_minimize_one_loss_is_refused(
-    tune: Cli, directions: list[str]
-) -> None:
+def test_other_directions_are_refused(tune: Cli, directions: list[str]) -> None:
     optuna.create_study(storage=STORAGE, study_name=NAME, directions=directions)
     result = tune()
 
@@ -238,7 +243,7 @@ def test_a_study_that_does_not_minimize_one_loss_is_refused(
     assert "does not minimize one value" in result.err
 
 
-def test_a_stage_whose_loss_is_no_number_is_said_and_is_null_in_json(tune: Cli) -> None:
+def test_nan_is_null_in_json(tune: Cli) -> None:
     tune()
     result = tune("--stages", 1, "--lr", 1e30, "--json")
 
@@ -247,7 +252,7 @@ def test_a_stage_whose_loss_is_no_number_is_said_and_is_null_in_json(tune: Cli) 
     assert "NaN" not in result.out
 
 
-def test_what_a_terminal_would_obey_is_not_printed(tune: Cli, cli: Cli) -> None:
+def test_escape_sequences_are_not_printed(tune: Cli, cli: Cli) -> None:
     tune("--stages", 1)
     study = _load()
     trial = study.ask()
@@ -258,7 +263,7 @@ def test_what_a_terminal_would_obey_is_not_printed(tune: Cli, cli: Cli) -> None:
         assert "\x1b" not in cli(*command).out
 
 
-def test_a_study_of_another_tokenizer_is_refused(cli: Cli, tune: Cli, data: Path) -> None:
+def test_other_tokenizer_is_refused(cli: Cli, tune: Cli, data: Path) -> None:
     tune()
     result = cli("tune", data, "--num-virtual-tokens", 3, "--steps", 1)
 
@@ -305,7 +310,7 @@ def _is_in_second_stage(database: Path) -> bool:
             return False
 
 
-def test_a_killed_process_loses_its_stage_only_and_the_next_run_says_so(
+def test_killed_process_loses_one_stage(
     tune: Cli, data: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     with _second_stage(data, tiny_model, tmp_path) as process:
@@ -322,9 +327,7 @@ def test_a_killed_process_loses_its_stage_only_and_the_next_run_says_so(
     assert load_trajectory(trials[0]) is not None and load_trajectory(trials[2]) is not None
 
 
-def test_an_interrupt_loses_its_stage_only_and_still_reports(
-    data: Path, tiny_model: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_interrupt_loses_one_stage(data: Path, tiny_model: Path, tmp_path: Path, cli: Cli) -> None:
     with _second_stage(data, tiny_model, tmp_path) as process:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
@@ -334,9 +337,9 @@ def test_an_interrupt_loses_its_stage_only_and_still_reports(
     assert [t.state for t in _load().trials] == [TrialState.COMPLETE, TrialState.FAIL]
 
 
-def test_the_command_lines_defaults_are_the_librarys() -> None:
-    assert app.DEFAULT_MODEL == pretrained.DEFAULT_MODEL
-    assert app.DEFAULT_ARTIFACTS == checkpoints.DEFAULT_FOLDER
+def test_defaults_are_the_librarys() -> None:
+    assert options.DEFAULT_MODEL == pretrained.DEFAULT_MODEL
+    assert options.DEFAULT_ARTIFACTS == checkpoints.DEFAULT_FOLDER
 
 
 def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
@@ -349,7 +352,7 @@ def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
     assert result.json["test"]["chosen"]["accuracy"] > 1 / 3
 
 
-def test_a_missing_package_of_the_command_line_is_named_with_its_remedy() -> None:
+def test_missing_package_is_named() -> None:
     code = (
         "import sys; sys.modules['typer'] = None\nfrom optuna_llm_catalyst.cli import main; main()"
     )

@@ -41,9 +41,7 @@ def server(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Iterator[OllamaServer]:
 
 
 @pytest.mark.parametrize("llm", ["auto", "ollama:gemma3:4b"])
-def test_the_replies_prompts_are_the_restarts_of_the_study(
-    tune: Cli, server: OllamaServer, llm: str
-) -> None:
+def test_replies_are_the_restarts(tune: Cli, server: OllamaServer, llm: str) -> None:
     result = tune("--stages", 5, "--llm", llm)
 
     study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
@@ -63,7 +61,7 @@ def test_the_replies_prompts_are_the_restarts_of_the_study(
         assert proposal["meta_prompt"] == chat["messages"][0]["content"]
 
 
-def test_the_llm_is_told_the_task_and_the_stages_so_far(tune: Cli, server: OllamaServer) -> None:
+def test_llm_is_told_task_and_history(tune: Cli, server: OllamaServer) -> None:
     stages = tune("--stages", 4, "--json").json["stages"]
 
     [chat] = server.chats
@@ -74,7 +72,7 @@ def test_the_llm_is_told_the_task_and_the_stages_so_far(tune: Cli, server: Ollam
     assert ranked == [stage["prompt"] for stage in by_loss]
 
 
-def test_an_llm_that_fails_costs_no_stage_and_is_named(tune: Cli, server: OllamaServer) -> None:
+def test_failing_llm_costs_no_stage(tune: Cli, server: OllamaServer) -> None:
     server.replies = lambda body: "I would rather talk about the weather."
     result = tune("--stages", 4, "--json")
 
@@ -83,15 +81,32 @@ def test_an_llm_that_fails_costs_no_stage_and_is_named(tune: Cli, server: Ollama
     assert "stage 3 started from a mutation: InvalidReplyError" in result.err
 
 
-@pytest.mark.parametrize("llm", ["auto", "ollama:gemma3:4b"])
-def test_a_missing_model_is_named_with_the_command_that_gets_it(
-    tune: Cli, server: OllamaServer, llm: str
-) -> None:
+def test_missing_model_is_named(tune: Cli, server: OllamaServer) -> None:
     server.models = ("qwen3:4b",)
-    result = tune("--llm", llm)
+    result = tune("--llm", "ollama:gemma3:4b")
 
-    assert result.code == (0 if llm == "auto" else 2)
+    assert result.code == 2
     assert "`ollama pull gemma3:4b`" in result.err
+
+
+INSTALLED = {
+    "another chat model": (
+        ("nomic-embed-text:latest", "qwen3:4b"),
+        "proposed by qwen3:4b (Ollama at {url}; gemma3:4b is not installed",
+    ),
+    "no chat model": (("nomic-embed-text:latest", "bge-m3:latest"), "`ollama pull gemma3:4b`"),
+}
+
+
+@pytest.mark.parametrize(("models", "line"), INSTALLED.values(), ids=INSTALLED.keys())
+def test_auto_takes_an_installed_chat_model(
+    tune: Cli, server: OllamaServer, models: tuple[str, ...], line: str
+) -> None:
+    server.models = models
+    result = tune("--stages", 0)
+
+    assert result.code == 0
+    assert line.format(url=server.url) in result.err
 
 
 def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object) -> None:
@@ -102,7 +117,7 @@ def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object
     assert server.url in findings["LLM auto"]["detail"]
     assert findings["server"]["detail"] == "Ollama 0.32.9"
     assert findings["context"]["detail"] == "8192 tokens, of 131072 at most"
-    assert re.fullmatch(r"\d+\.\d s, 0\.5 s of it to load .*", findings["first answer"]["detail"])
+    assert re.fullmatch(r"\d+\.\d s, 0\.5 s of it to load .*", findings["first reply"]["detail"])
     assert findings["JSON schema"]["detail"] == "kept"
     assert len(server.chats) == 2
 
@@ -110,13 +125,13 @@ def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object
 @pytest.mark.parametrize(
     ("replies", "llm", "code", "what", "detail"),
     [
-        ("I would rather not.", "ollama:gemma3:4b", 1, "JSON schema", "no usable answer"),
-        ("I would rather not.", "auto", 0, "JSON schema", "no usable answer"),
+        ("I would rather not.", "ollama:gemma3:4b", 1, "JSON schema", "no usable reply"),
+        ("I would rather not.", "auto", 0, "JSON schema", "no usable reply"),
         ('Sure: {"prompts": ["a"]}', "ollama:gemma3:4b", 0, "JSON schema", "not kept to the"),
-        (Fault(500, {"error": "boom"}), "ollama:gemma3:4b", 1, "first answer", "HTTP 500: boom"),
+        (Fault(500, {"error": "boom"}), "ollama:gemma3:4b", 1, "first reply", "HTTP 500: boom"),
     ],
 )
-def test_doctor_tells_how_the_llm_answers(
+def test_doctor_tells_how_the_llm_replies(
     cli: Cli,
     server: OllamaServer,
     tiny_model: object,
@@ -133,7 +148,7 @@ def test_doctor_tells_how_the_llm_answers(
     assert detail in findings[what]["detail"]
 
 
-def test_doctor_warns_of_a_model_of_a_shorter_context(
+def test_doctor_warns_of_a_short_context(
     cli: Cli, server: OllamaServer, tiny_model: object
 ) -> None:
     server.replies = lambda body: '{"prompts": ["what is this", "which topic"]}'
@@ -146,9 +161,7 @@ def test_doctor_warns_of_a_model_of_a_shorter_context(
 REPLAYED = ("chosen", "first", "stages", "test")
 
 
-def test_a_study_replayed_from_its_exported_replies_is_the_same(
-    tune: Cli, cli: Cli, server: OllamaServer
-) -> None:
+def test_replayed_study_is_the_same(tune: Cli, cli: Cli, server: OllamaServer) -> None:
     """With a reply that is of no use, one that breaks off, and a server that fails."""
     broken_off = {"message": {"role": "assistant", "content": '{"prom'}, "done": False}
     faults: dict[int, Any] = {
@@ -188,9 +201,7 @@ def test_a_study_replayed_from_its_exported_replies_is_the_same(
         assert failures[0] == failures[1]
 
 
-def test_the_meta_prompt_command_prints_what_is_sent_next(
-    tune: Cli, cli: Cli, server: OllamaServer
-) -> None:
+def test_meta_prompt_is_what_is_sent_next(tune: Cli, cli: Cli, server: OllamaServer) -> None:
     options = ("--llm", "ollama:gemma3:4b", "--n-candidates", 2, "--top-k", 3)
     tune("--stages", 4, *options)
     shown = cli("meta-prompt")
@@ -205,9 +216,7 @@ def test_the_meta_prompt_command_prints_what_is_sent_next(
     assert as_json["n_points"] == 3
 
 
-def test_the_meta_prompt_command_can_look_at_other_sections(
-    tune: Cli, cli: Cli, server: OllamaServer
-) -> None:
+def test_meta_prompt_of_other_sections(tune: Cli, cli: Cli, server: OllamaServer) -> None:
     tune("--stages", 2)
     texts = {
         name: cli("meta-prompt", "--sections", name).out for name in ("ranked_prompts", "pools")
@@ -219,7 +228,7 @@ def test_the_meta_prompt_command_can_look_at_other_sections(
 
 
 @pytest.mark.parametrize("shares", [False, True])
-def test_examples_leave_the_training_process_only_if_they_may(
+def test_examples_are_shared_only_if_allowed(
     tune: Cli, data: Path, server: OllamaServer, shares: bool
 ) -> None:
     option = ("--share-examples",) if shares else ()
@@ -237,9 +246,7 @@ def test_examples_leave_the_training_process_only_if_they_may(
     assert ("--share-examples" in result.err) is shares
 
 
-def test_a_story_of_a_restart_is_told_from_its_records(
-    tune: Cli, cli: Cli, server: OllamaServer
-) -> None:
+def test_story_of_a_restart(tune: Cli, cli: Cli, server: OllamaServer) -> None:
     replies = [
         "Nice weather.",
         json.dumps({"prompts": ["wolf bread saw drill bear", "new place"]}),
@@ -251,7 +258,7 @@ def test_a_story_of_a_restart_is_told_from_its_records(
     asked = server.chats[0]["messages"][0]["content"]
     for piece in (
         "origin llm",
-        "Asked ollama:gemma3:4b after 3 finished stages",
+        "Requested of ollama:gemma3:4b after 3 finished stages",
         asked,
         *replies,
         "Problem: InvalidReplyError: the reply has no object",
@@ -266,13 +273,29 @@ def test_a_story_of_a_restart_is_told_from_its_records(
         assert piece in story, piece
 
 
-def test_the_llm_of_the_openai_kind_needs_its_url(tune: Cli) -> None:
+def test_openai_needs_a_url(tune: Cli) -> None:
     result = tune("--llm", "openai:qwen")
     assert result.code == 2
     assert "--llm-url http" in result.err
 
 
-def test_a_server_of_the_openai_kind_proposes(tune: Cli) -> None:
+def test_openai_takes_the_only_model(tune: Cli) -> None:
+    with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
+        for name in ("openai", "openai:", "openai:other"):
+            result = tune("--stages", 0, "--llm", name, "--llm-url", served.url)
+            assert result.code == 0, result.err
+            assert f"proposed by {served.models[0]} (" in result.err
+
+
+def test_llm_is_told_what_the_figures_rest_on(tune: Cli, server: OllamaServer) -> None:
+    tune("--stages", 5)
+    first, second = (chat["messages"][0]["content"] for chat in server.chats)
+    assert "18 validation examples" in first
+    assert "<prompt> <label>" in first
+    assert first != second
+
+
+def test_openai_server_proposes(tune: Cli) -> None:
     with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
         url = served.url.replace("//", "//joe:secret@")
         options = ("--llm", f"openai:{served.models[0]}", "--llm-url", url)
@@ -284,9 +307,7 @@ def test_a_server_of_the_openai_kind_proposes(tune: Cli) -> None:
 
 
 @pytest.mark.parametrize("name", ["no/such-folder-or/model", "nobody/nothing"])
-def test_a_chat_model_that_is_asked_for_must_be_there(
-    tune: Cli, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_chat_model(tune: Cli, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = tune("--stages", 4, "--llm", f"transformers:{name}")
     assert result.code == 2
@@ -295,7 +316,7 @@ def test_a_chat_model_that_is_asked_for_must_be_there(
 
 
 @pytest.mark.parametrize("kind", ["ollama:gemma3:4b", "openai:qwen3-4b"])
-def test_a_mistake_about_the_server_is_one_line_without_credentials(tune: Cli, kind: str) -> None:
+def test_server_mistake_shows_no_credentials(tune: Cli, kind: str) -> None:
     page = Fault(404, "<html>\n<body>\x1b[2J Not here.\n</html>", "text/html")
     with OllamaServer(faults={"/api/show": page, "/v1/models": page}) as web:
         url = web.url.replace("//", "//joe:secret@")
@@ -305,26 +326,45 @@ def test_a_mistake_about_the_server_is_one_line_without_credentials(tune: Cli, k
     assert "secret" not in result.err and "\x1b" not in result.err
 
 
-def test_a_key_for_a_server_that_takes_none_is_refused(tune: Cli) -> None:
+def test_key_for_ollama_is_refused(tune: Cli) -> None:
     result = tune("--llm", "ollama:gemma3:4b", "--llm-api-key", "sk-1")
     assert result.code == 2
     assert "--llm-api-key is for --llm openai:MODEL" in result.err and "sk-1" not in result.err
 
 
-def test_the_breaker_says_once_that_it_opened_and_once_that_it_closed(
-    tune: Cli, server: OllamaServer
-) -> None:
-    server.replies = lambda body: Fault(400, {"error": "no"})
-    opened = tune("--stages", 8, "--n-startup-trials", 1)
-    assert opened.err.count("the LLM keeps failing") == 1
-    assert opened.err.count("started from a mutation") == 3
-    server.replies = lambda body: '{"prompts": ["wolf bread saw"]}'
-    closed = tune("--stages", 6, "--n-startup-trials", 1)
-    assert closed.err.count("the LLM answers again") == 1
-    assert "keeps failing" not in closed.err
+def _at_first_down(n_failures: int, server: OllamaServer) -> Any:
+    """Replies that begin after a number of failures, each with a prompt of its own."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        n = len(server.chats)
+        if n <= n_failures:
+            return Fault(400, {"error": "no"})
+        return json.dumps({"prompts": [f"{WORDS[n % 7]} {WORDS[n // 7 % 7]} long"]})
+
+    return reply
 
 
-def test_prefetch_and_its_history_are_on_the_record(tune: Cli, server: OllamaServer) -> None:
+def test_breaker_is_said(tune: Cli, server: OllamaServer) -> None:
+    server.replies = _at_first_down(3, server)
+    said = tune("--stages", 8, "--n-startup-trials", 1).err
+
+    assert said.count("started from a mutation: ProviderError") == 3
+    assert said.count("the LLM keeps failing") == 1
+    assert said.count("left alone for now") == 2
+    assert said.count("the LLM answers again") == 1
+
+
+def test_new_command_starts_with_a_proposal(tune: Cli, server: OllamaServer) -> None:
+    """What says "proposed by gemma3:4b" proposes, whatever failed before it was reached."""
+    server.replies = _at_first_down(3, server)
+    tune("--stages", 4, "--n-startup-trials", 1)
+    result = tune("--stages", 2, "--n-startup-trials", 1, "--json")
+
+    assert [stage["origin"] for stage in result.json["stages"][4:]] == ["llm", "llm"]
+    assert "proposed by gemma3:4b" in result.err
+
+
+def test_prefetch_is_recorded(tune: Cli, server: OllamaServer) -> None:
     tune("--stages", 6, "--prefetch")
     study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
     seen = [(records.load(t, "proposal", dict) or {})["history_seen"] for t in study.trials[3:]]
@@ -332,7 +372,7 @@ def test_prefetch_and_its_history_are_on_the_record(tune: Cli, server: OllamaSer
     assert [row["n_in_flight"] for row in seen] == [1, 1, 1]
 
 
-def test_replies_can_be_replayed_from_a_file(tune: Cli, tmp_path: Any) -> None:
+def test_replay_from_a_file(tune: Cli, tmp_path: Any) -> None:
     rows = [{"reply": json.dumps({"prompts": prompts[:1]})} for prompts in PROPOSALS]
     (tmp_path / "replies.jsonl").write_text("\n".join(map(json.dumps, rows)))
     stages = tune("--stages", 5, "--llm", "replay:replies.jsonl", "--json").json["stages"]

@@ -1,0 +1,118 @@
+"""Optuna's journal files, opened so that a process that died leaves no harm behind.
+
+A process that is killed, or a full disk, can leave half a line at the end of a journal, and a
+lock. Optuna appends to the half line, after which no line of the file can be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import time
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileSymlinkLock
+
+from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli.errors import UserError
+
+
+#: Writing takes milliseconds. A lock is said to be waited for, and is taken from who holds it.
+_SAID_AFTER_S = 3.0
+_TAKEN_AFTER_S = 30.0
+_PAUSE_S = 0.01
+_FIRST_BYTES = b'{"op_code"'
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """Opens a journal by its absolute path: a lock holds the path as it was opened by."""
+    absolute = str(path.absolute())
+    if path.exists() and not _is_journal(path):
+        raise UserError(f"storage {str(path)!r}: this file is not a journal of Optuna.")
+    return JournalStorage(JournalFileBackend(absolute, JournalLock(absolute)))
+
+
+class JournalLock(JournalFileSymlinkLock):
+    """Optuna's lock that says when it waits, and whose holder may append to the file.
+
+    Optuna's own waits for ever for a lock whose link leads nowhere.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(path)
+        self._path = Path(path)
+        self._clock = clock
+        self._sleep = sleep
+
+    def acquire(self) -> bool:
+        started = since = self._clock()
+        holder, said = None, False
+        while not self._take():
+            now, current = self._clock(), _identity(self._lock_file)
+            if current != holder:
+                holder, since = current, now
+            if now - started > _SAID_AFTER_S and not said:
+                output.say(
+                    f"Waiting for {self._lock_file}: another process writes, or died while it "
+                    f"wrote; then the lock is taken over after {_TAKEN_AFTER_S:.0f} s."
+                )
+                said = True
+            if current is not None and now - since > _TAKEN_AFTER_S:
+                self.release()
+            self._sleep(_PAUSE_S)
+        try:
+            set_torn_line_aside(self._path)
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def _take(self) -> bool:
+        try:
+            os.symlink(self._lock_target_file, self._lock_file)
+        except FileExistsError:
+            return False
+        return True
+
+
+def set_torn_line_aside(path: Path) -> None:
+    """Moves an unfinished last line of a journal to a file beside it. Needs the journal's lock."""
+    with path.open("rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        if size == 0 or file.read(1) == b"\n":
+            return
+        file.seek(0)
+        content = file.read()
+        end = content.rfind(b"\n") + 1
+        aside = path.with_name(f"{path.name}.torn")
+        with aside.open("ab") as torn:
+            torn.write(content[end:] + b"\n")
+        file.truncate(end)
+    output.say(
+        f"{path} ended in an unfinished line, of a process that died while it wrote or of a full "
+        f"disk: its {size - end} bytes are now in {aside.name}."
+    )
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether a file is empty, or starts as a journal does, if only with half a line."""
+    with path.open("rb") as file:
+        return _FIRST_BYTES.startswith(file.read(len(_FIRST_BYTES)))
+
+
+def _identity(lock_file: str) -> tuple[int, int] | None:
+    """Which lock it is; None if it is gone. Each holder makes a new one."""
+    try:
+        status = os.lstat(lock_file)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns

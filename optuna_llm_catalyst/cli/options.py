@@ -1,0 +1,161 @@
+"""The commands and their options: a dataclass is a command, its docstring the help of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import SECTIONS
+from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
+from optuna_llm_catalyst.providers.ollama import DEFAULT_NUM_CTX
+
+
+# As in `prompt_tuning`, whose import would load torch for every `--help`.
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_ARTIFACTS = Path("llm_catalyst_artifacts")
+KINDS = "auto, ollama:MODEL, openai:MODEL, transformers:MODEL, mutation, replay:FILE"
+_MAX_COUNT = 2**31 - 1
+_SECTIONS_HELP = (
+    f"Sections of the meta-prompt, by name and with commas between, of {', '.join(SECTIONS)}."
+)
+
+
+class ModelType(str, Enum):
+    """How the frozen encoder classifies."""
+
+    DUAL_ENCODER = "dual-encoder"
+    SEQUENCE_CLASSIFIER = "sequence-classifier"
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """An option; its name is the field's. ``limits`` are typer's, as ``min`` and ``max``."""
+    made = {"default_factory": list} if default == [] else {"default": default}
+    return field(**made, metadata={"help": help, **limits})
+
+
+def count(default: int | None, help: str, *, least: int = 0, most: int = _MAX_COUNT) -> Any:
+    """An option that is a whole number."""
+    return option(default, help, min=least, max=most)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How to print."""
+
+    json: bool = option(False, "Print one JSON document, for machines.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions(OutputOptions):
+    """Which study."""
+
+    storage: str = option(
+        "sqlite:///catalyst.db",
+        "Optuna storage: a database URL, or a path ending in .log (journal).",
+    )
+    study_name: str = option("prompt-tuning", "Name of the study.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(StudyOptions):
+    """Show the stages of a study, or the story of one."""
+
+    trial: int | None = count(None, "Number of one stage.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The frozen model."""
+
+    model: str = option(DEFAULT_MODEL, "Frozen encoder: a folder or a name.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMOptions:
+    """Which LLM, and where."""
+
+    llm: str = option(
+        "auto", f"Who proposes restarts: {KINDS}. auto: Ollama if it answers, else mutation."
+    )
+    llm_url: str = option("", "URL of the LLM's server, if not Ollama's usual one.")
+    llm_api_key: str = option("", "API key for openai:MODEL. Default: $LLM_CATALYST_API_KEY.")
+    num_ctx: int = count(
+        DEFAULT_NUM_CTX, "The LLM's context in tokens; keep it for a whole study.", least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(ModelOptions, LLMOptions, OutputOptions):
+    """Check what is installed and reachable, and try the LLM. Exit code 1 if tuning cannot run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaPromptCommand(StudyOptions):
+    """Print what the LLM would be told for the next stage, and how long it is."""
+
+    sections: str = option("", f"{_SECTIONS_HELP} Default: as tune was last told.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(ShowOptions):
+    """Export the soft prompt of the best stage or of another, or the LLM's replies."""
+
+    output: Path | None = option(
+        None, "Folder for the soft prompt; made if need be.", is_argument=True
+    )
+    replies: Path | None = option(
+        None, "JSONL file for the LLM's replies, to repeat: tune --llm replay:FILE"
+    )
+    artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
+    """Tune a prompt: run stages, each restarted where the LLM proposes. Resumes a study."""
+
+    data: str = option(
+        ...,
+        "Folder with train.jsonl, validation.jsonl, test.jsonl and card.json; or the word demo "
+        "for the customer-support messages that come with the package.",
+        is_argument=True,
+    )
+    model_type: ModelType = option(ModelType.DUAL_ENCODER, "How the encoder classifies.")
+    num_virtual_tokens: int = count(8, "Length of the prompt in tokens.", least=1, most=4096)
+    stages: int = count(10, "Stages to run now, on top of finished ones.")
+    steps: int = count(60, "Optimiser steps a stage.")
+    # Beyond 1e38 a step is no number in float32.
+    lr: float = option(5e-3, "Learning rate of the prompt.", min=0, max=1e38)
+    eval_every: int = count(10, "Steps between two evaluations.", least=1)
+    refine_steps: int = count(0, "Steps of one last, long stage that continues the best; 0: none.")
+    shots: int = count(0, "Train and validate on so many examples a label; 0: on all.")
+    seed: int = count(0, "Seed of everything random.")
+    llm_timeout: float = option(
+        DEFAULT_TIMEOUT_S,
+        "Seconds for one proposal, loading and retries included.",
+        min=0,
+        max=86_400,
+    )
+    sections: str = option(",".join(DEFAULT_SECTIONS), _SECTIONS_HELP)
+    share_examples: bool = option(
+        False,
+        "Show texts of the task to the LLM and keep them in the study. Off by default: they "
+        "leave the training process.",
+    )
+    prefetch: bool = option(False, "Propose the next restart while a stage trains; saves time.")
+    task_description: str = option("", "What the LLM is told of the task. Default: card.json's.")
+    startup_prompt: list[str] = option([], "Text of a first stage; may be given several times.")
+    n_startup_trials: int = count(3, "Stages before the first proposal; random words by default.")
+    n_candidates: int = count(4, "Candidates a proposal.", least=1, most=1000)
+    top_k: int = count(10, "Prompts of the history that a proposal sees.", least=1)
+    artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
+
+
+def names(listed: str) -> tuple[str, ...]:
+    """The names in a text with commas between."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
