@@ -35,10 +35,8 @@ from optuna_llm_catalyst.prompt_tuning.projection import Metric
 from optuna_llm_catalyst.prompt_tuning.projection import Projector
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
 from optuna_llm_catalyst.prompt_tuning.projection import WordTable
-from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
-from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
 from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stage_records import Refinement
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
@@ -141,11 +139,11 @@ class PromptTuningObjective:
             prompt = self.space.suggest(trial)
             stage = self._stage if self._make_stage is None else self._make_stage(trial)
             refinement = stage_records.load_refinement(trial)
-            if refinement is None:
-                start = self._model.start([prompt.token_ids], self._train, self._kind)
-            else:
+            if refinement is not None and isinstance(trial, Trial):
                 stage = stage.with_budget(refinement.budget)
-                start = self._trained_start(trial, refinement)
+                start = self._placed(self._load(trial.study, refinement.refined_from))
+            else:
+                start = self._model.start([prompt.token_ids], self._train, self._kind)
             stage_records.record_stage(trial, stage, self._model)
             return self._run(trial, stage, prompt, start, passes)
 
@@ -305,11 +303,6 @@ class PromptTuningObjective:
             texts,
         )
 
-    def _trained_start(self, trial: BaseTrial, refinement: Refinement) -> Prompt:
-        if not isinstance(trial, Trial):
-            raise CheckpointError("a stage is refined within its study only.")
-        return self._placed(self._load(trial.study, refinement.refined_from))
-
     def _load(self, study: optuna.Study, number: int) -> TrainedPrompt:
         if number in self.unsaved:
             return self.unsaved[number]
@@ -328,18 +321,8 @@ class PromptTuningObjective:
         if facts.fingerprint != self._model.fingerprint:
             raise CheckpointError(
                 f"the prompt was trained on {facts.model_name!r} (fingerprint "
-                f"{facts.fingerprint}), this model is {self._model.name!r} "
-                f"({self._model.fingerprint})."
-            )
-        # Task models on one encoder, with one fingerprint, take prompts in different places.
-        start = trained.prompt.kind.start(
-            self._model.embed([facts.token_ids]), self._model.placement
-        )
-        found, expected = _shapes(trained.prompt.tensors), _shapes(start)
-        if found != expected:
-            raise CheckpointError(
-                f"the prompt has the tensors {found}, {type(self._model).__name__} takes "
-                f"{expected}: use the task model that it was trained with."
+                f"{facts.fingerprint}), this model is {self._model.name!r} (fingerprint "
+                f"{self._model.fingerprint}): use the model and the task model of its study."
             )
         return trained.prompt.map(lambda tensor: tensor.to(self._model.device))
 
@@ -356,15 +339,6 @@ class PromptTuningObjective:
     @cached_property
     def _test(self) -> Split:
         return self._model.encode(self.task.test)
-
-
-def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
-    """The shapes of a prompt's tensors, without those of a head."""
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in tensors.items()
-        if not name.startswith(HEAD_PREFIX)
-    }
 
 
 def _check_parts(model: TaskModel, task: Task, space: PromptSpace) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -93,6 +94,6 @@ def test_study(provider: Provider) -> None:
     attempts = [
         attempt
         for trial in study.trials
-        for attempt in (records.load(trial, "proposal") or {}).get("attempts", [])
+        for attempt in (records.load(trial, "proposal", dict[str, Any]) or {}).get("attempts", [])
     ]
     assert attempts and not any("error" in attempt for attempt in attempts)

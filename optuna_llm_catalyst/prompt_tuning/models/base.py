@@ -28,65 +28,48 @@ SOFT = SoftPrompt()
 
 
 class TaskModel(Protocol):
-    """What stages, the projection and the objective need of a model. Its weights never change."""
+    """What stages, the projection and the objective need of a model. Its weights never change.
+
+    Attributes:
+        name: Name of the pretrained model; never empty.
+        fingerprint: Tells models of one name apart: how it classifies, its config, tokenizer and
+            weights.
+        labels: The label names.
+        mechanism: In a sentence for an LLM: where the prompt stands and how a label is read.
+        placement: Where virtual tokens can stand.
+        settings: What of the model's own settings changes losses, such as a temperature.
+        vocab_size: Token ids that the model embeds.
+        device: Where its tensors live.
+        batch_size: Examples a training batch, unless a stage says otherwise.
+        is_differentiable: Whether gradients reach the prompt; a black box has none to give.
+    """
 
     @property
-    def name(self) -> str:
-        """Name of the pretrained model; never empty."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def fingerprint(self) -> str:
-        """Tells models of one name apart: of the config, the tokenizer and the weights."""
-        ...
-
+    def fingerprint(self) -> str: ...
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The label names."""
-        ...
-
+    def labels(self) -> tuple[str, ...]: ...
     @property
-    def mechanism(self) -> str:
-        """In a sentence for an LLM: where the prompt stands and how a label is read."""
-        ...
-
+    def mechanism(self) -> str: ...
     @property
-    def placement(self) -> Placement:
-        """Where virtual tokens can stand."""
-        ...
-
+    def placement(self) -> Placement: ...
     @property
-    def settings(self) -> dict[str, float]:
-        """What of the model's own settings changes losses, such as a temperature."""
-        ...
-
+    def settings(self) -> dict[str, float]: ...
     @property
-    def vocab_size(self) -> int:
-        """Token ids that the model embeds."""
-        ...
-
+    def vocab_size(self) -> int: ...
     @property
-    def device(self) -> torch.device:
-        """Where its tensors live."""
-        ...
-
+    def device(self) -> torch.device: ...
     @property
-    def batch_size(self) -> int:
-        """Examples a training batch, unless a stage says otherwise."""
-        ...
-
+    def batch_size(self) -> int: ...
     @property
-    def is_differentiable(self) -> bool:
-        """Whether gradients reach the prompt; a black box has none to give."""
-        ...
+    def is_differentiable(self) -> bool: ...
 
     def embed(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """The embeddings of ``P`` hard prompts in float32, of shape ``(P, L, d)``."""
-        ...
 
     def encode(self, examples: Sequence[Example]) -> Split:
         """Examples to tensors, once; whatever the prompt cannot change is computed here."""
-        ...
 
     def start(
         self, token_ids: Sequence[Sequence[int]], train: Split, kind: PromptKind = SOFT
@@ -95,22 +78,18 @@ class TaskModel(Protocol):
 
         The same arguments give the same prompts.
         """
-        ...
 
     def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
         """The prompts with heads that are fitted to the frozen model under them."""
-        ...
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         """Log-probabilities of the labels, of shape ``(P, B, C)``.
 
         Differentiable in the prompt's tensors. No single pass grows with ``P``, ``B`` or ``C``.
         """
-        ...
 
     def metered(self) -> AbstractContextManager[Passes]:
         """Counts this thread's passes through the frozen model within a ``with`` block."""
-        ...
 
 
 def losses(log_probs: Tensor, labels: Tensor) -> Tensor:

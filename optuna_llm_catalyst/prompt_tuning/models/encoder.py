@@ -38,7 +38,8 @@ class PromptedEncoder:
 
     def __init__(self, pretrained: Pretrained) -> None:
         self.name = pretrained.name
-        self.fingerprint = pretrained.fingerprint
+        # Task models on one encoder take prompts in different places.
+        self.fingerprint = f"{type(self).__name__}:{pretrained.fingerprint}"
         self.encoder = pretrained.encoder.eval().requires_grad_(False)
         self._tokenizer = pretrained.tokenizer
         self._pooling = pretrained.pooling

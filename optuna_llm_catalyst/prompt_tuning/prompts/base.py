@@ -54,7 +54,6 @@ class PromptKind(Protocol):
     @property
     def name(self) -> str:
         """The kind's name, for checkpoints."""
-        ...
 
     def start(self, embeddings: Tensor, placement: Placement) -> dict[str, Tensor]:
         """The tensors of ``P`` prompts that start at words.
@@ -63,7 +62,6 @@ class PromptKind(Protocol):
             embeddings: The words' embeddings, of shape ``(P, L, d)``.
             placement: Where the model takes virtual tokens.
         """
-        ...
 
     def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
         """What stands before the inputs of a side, by layer; empty if nothing does.
@@ -76,11 +74,9 @@ class PromptKind(Protocol):
         Returns:
             Tensors of shape ``(P, 1, L, d)``, or ``(P, B, L, d)`` if they depend on the input.
         """
-        ...
 
     def words(self, tensors: Tensors) -> Tensor:
         """The virtual tokens that can be read as words, of shape ``(P, L, d)``."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,12 +85,9 @@ class Stage(Protocol):
     @property
     def budget(self) -> int:
         """What a run may spend, in the method's own unit: optimiser steps, or queries."""
-        ...
 
     def with_budget(self, budget: int) -> Stage:
         """The same stage with another budget."""
-        ...
 
     def run(self, run: Run) -> StageResult:
         """Trains from the run's start."""
-        ...
