@@ -111,14 +111,19 @@ def _export_soft_prompt(
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file beside the old one, which it replaces once it is whole."""
-    new = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+    path = path.resolve()
+    # A device or a pipe is written, never replaced.
+    is_file = path.is_file() or not path.exists()
+    new = path.with_name(f".{path.name[:200]}.{os.getpid()}") if is_file else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(new)
-        os.replace(new, path)
+        if is_file:
+            os.replace(new, path)
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{path} cannot be written: {said}.") from error
     finally:
-        with suppress(OSError):
-            new.unlink(missing_ok=True)
+        if is_file:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)

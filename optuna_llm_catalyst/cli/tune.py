@@ -120,7 +120,8 @@ def _run_stages(
     except KeyboardInterrupt:
         output.say("Interrupted: this stage is lost, the same command goes on with the next.")
         return INTERRUPTED
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    # A ValueError: of what somebody enqueued, or of a trial that somebody else ended.
+    except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
         raise UserError(
             f"this stage is lost, the same command goes on with the next: {first_line(error)}"
         ) from error

@@ -20,6 +20,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
+from optuna_llm_catalyst.cli import export
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.journal import JournalLock
 from optuna_llm_catalyst.cli.progress import StageProgress
@@ -341,6 +342,31 @@ def test_export_keeps_old_replies(tune: Cli, cli: Cli) -> None:
     assert result.code == 2
     assert "no replies to export; old.jsonl is left as it is" in result.err
     assert Path("old.jsonl").read_text() == "old"
+
+
+def test_devices_are_not_replaced(tune: Cli, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row 14: a full disk, and what is no file."""
+    tune("--stages", 1)
+    rows = [{"trial": 0, "attempt": 0, "reply": "x", "model": "y"}]
+    monkeypatch.setattr(export, "reply_rows", lambda _: iter(rows))
+    result = cli("export", "--replies", "/dev/full")
+
+    assert result.code == 2
+    assert result.err == "error: /dev/full cannot be written: No space left on device.\n"
+    assert not Path("/dev/full").is_file()
+
+
+def test_junk_that_was_enqueued(tune: Cli) -> None:
+    """Row 12."""
+    tune("--stages", 1)
+    study = optuna.load_study(study_name=NAME, storage=STORAGE)
+    study.enqueue_trial({f"prompt[{i}]": 10**6 for i in range(3)})
+    with pytest.warns(UserWarning, match="out of range"):
+        result = tune("--stages", 1)
+
+    assert result.code == 2
+    assert "error: this stage is lost" in result.err and "no token id" in result.err
+    assert tune("--stages", 1).code == 0
 
 
 def test_verbs_take_the_urls_of_tune(tune: Cli, cli: Cli) -> None:
