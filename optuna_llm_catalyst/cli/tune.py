@@ -228,10 +228,11 @@ def _resume(
         study,
         {
             "--model": options.model,
-            "weights with fingerprint": model.fingerprint,
             "--model-type": options.model_type.value,
             "--shots": options.shots,
             "data with checksum": _checksum(objective.task),
+            # Last: it differs wherever another of these does.
+            "model with fingerprint": model.fingerprint,
         },
     )
     _say_if_settings_changed(trials, objective.stage_settings)
