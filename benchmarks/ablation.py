@@ -85,7 +85,7 @@ def make_objective(
     """The objective that all arms of a task and seed share."""
     task = few_shot(load_task(folder), args.shots, seed)
     return PromptTuningObjective(
-        DualEncoderClassifier(pretrained.encoder, pretrained.tokenizer, task.labels),
+        DualEncoderClassifier(pretrained, task.labels),
         task,
         PromptSpace(pretrained.tokenizer, args.num_virtual_tokens),
         stage=GradientStage(n_steps=args.steps),
@@ -114,6 +114,9 @@ def make_sampler(
             examples=[(text, task.labels[label]) for label, text in sorted(shown.items())]
             if args.share_examples
             else (),
+            mechanism=DualEncoderClassifier.mechanism,
+            n_validation=len(task.validation),
+            n_stages=args.stages,
             sections=sections_of(arm),
             edit_horizon=args.stages,
             timeout=args.llm_timeout,
