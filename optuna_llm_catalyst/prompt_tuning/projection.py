@@ -60,13 +60,7 @@ class WordTable:
 
 
 def word_table(space: PromptSpace, embed: Embed, *, also: Sequence[int] = ()) -> WordTable:
-    """The whole words of the vocabulary, and the tokens ``also``, whatever they are.
-
-    Args:
-        space: The space of prompts.
-        embed: A model's ``embed``, from token ids to embeddings ``(1, W, d)``.
-        also: Token ids that must be in the table.
-    """
+    """The whole words of the vocabulary and the tokens ``also``, embedded by a model's ``embed``."""
     named = dict(space.whole_words)
     for token_id in also:
         if token_id not in named:
@@ -122,16 +116,8 @@ def promising_swaps(
 ) -> list[tuple[int, int, float]]:
     """The single-word substitutions with the lowest predicted loss.
 
-    To first order the loss changes by (e_w - h_i)·g_i (HotFlip, arXiv 1712.06751, eq. 10).
-
-    Args:
-        hard: Embeddings h of the words of a hard prompt, of shape ``(L, d)``.
-        gradient: Gradient g of the loss with respect to ``hard``, of shape ``(L, d)``.
-        table: The words.
-        n: How many to return at most.
-
-    Returns:
-        Position, row of the table and predicted change, best first, negative ones only.
+    To first order the loss changes by (e_w - h_i)·g_i (HotFlip, arXiv 1712.06751, eq. 10). Each of
+    the ``n`` best is a position, a row of the table and a negative change.
     """
     change = gradient @ table.embeddings.T - (gradient * hard).sum(-1, keepdim=True)  # (L, W)
     values, rows = change.topk(min(_SWAPS_PER_POSITION, change.shape[1]), largest=False)
@@ -148,12 +134,11 @@ class Projector:
     """Turns the evaluations of one stage into points of its trajectory.
 
     Args:
-        run: The stage's run. Its training examples give the gradient of the swaps, its
-            validation examples the losses of hard prompts.
+        run: The stage's run.
         table: The words that may be named; must contain the start's tokens.
         metric: How near words are found.
-        n_checked_swaps: Swaps that are measured for each new projection; 0 for none. A model
-            without gradients has none.
+        n_checked_swaps: Swaps that are measured for each new projection. A model without
+            gradients has none.
     """
 
     def __init__(

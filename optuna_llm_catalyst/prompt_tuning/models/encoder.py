@@ -11,13 +11,7 @@ from torch import Tensor
 
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models import meter
-from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
-from optuna_llm_catalyst.prompt_tuning.models.tokens import check_embeds
-from optuna_llm_catalyst.prompt_tuning.models.tokens import embed_tokens
-from optuna_llm_catalyst.prompt_tuning.models.tokens import encode_texts
-from optuna_llm_catalyst.prompt_tuning.models.tokens import max_positions
-from optuna_llm_catalyst.prompt_tuning.models.tokens import n_leading_special_tokens
-from optuna_llm_catalyst.prompt_tuning.models.tokens import splice_prompts
+from optuna_llm_catalyst.prompt_tuning.models import tokens
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
@@ -43,11 +37,11 @@ class PromptedEncoder:
         self.encoder = pretrained.encoder.eval().requires_grad_(False)
         self._tokenizer = pretrained.tokenizer
         self._pooling = pretrained.pooling
-        check_embeds(self.encoder, self._tokenizer)
+        tokens.check_embeds(self.encoder, self._tokenizer)
         meter.install(self.encoder)
-        self._n_positions = max_positions(self._tokenizer, self.encoder)
+        self._n_positions = tokens.max_positions(self._tokenizer, self.encoder)
         self._n_layers = int(getattr(self.encoder.config, "num_hidden_layers", 1))
-        self._offset = n_leading_special_tokens(self._tokenizer)
+        self._offset = tokens.n_leading_special_tokens(self._tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +51,7 @@ class PromptedEncoder:
     def vocab_size(self) -> int:
         return int(self.encoder.get_input_embeddings().num_embeddings)  # type: ignore[operator]
 
-    def metered(self) -> AbstractContextManager[Passes]:
+    def metered(self) -> AbstractContextManager[meter.Passes]:
         """Counts this thread's passes within a ``with`` block."""
         return meter.metered(self.encoder)
 
@@ -75,13 +69,13 @@ class PromptedEncoder:
                 "only: do tokenizer and model belong together?"
             )
         ids = torch.tensor([list(ids) for ids in token_ids], device=self.device)
-        return embed_tokens(self.encoder, ids).float()
+        return tokens.embed_tokens(self.encoder, ids).float()
 
     def _tokenize(
         self, examples: Sequence[Example], *, max_length: int | None, n_reserved: int = 0
     ) -> Split:
         """Tokenises examples; ``n_reserved`` positions are kept free for a prompt."""
-        return encode_texts(
+        return tokens.encode_texts(
             self._tokenizer, examples, self.encoder, max_length=max_length, n_reserved=n_reserved
         )
 
@@ -112,19 +106,21 @@ class PromptedEncoder:
 
     def _pass(self, batch: Split, prompt: Prompt | None, side: Side) -> Tensor:
         """One forward pass over a batch under some prompts, pooled: (P, b, d)."""
-        tokens = {name: field.rows for name, field in batch.fields.items()}
+        inputs = {name: field.rows for name, field in batch.fields.items()}
         layers = {} if prompt is None else prompt.layers(side, batch)
         if not layers:
-            hidden = self.encoder(**tokens).last_hidden_state  # (b, T, d)
-            pooled = self._pooling(hidden, tokens["attention_mask"]).unsqueeze(0)
+            hidden = self.encoder(**inputs).last_hidden_state  # (b, T, d)
+            pooled = self._pooling(hidden, inputs["attention_mask"]).unsqueeze(0)
             return pooled if prompt is None else pooled.expand(len(prompt), -1, -1)
         if layers.keys() != {0}:
             raise ValueError(
                 f"The prompt stands at the layers {sorted(layers)}; this model takes one at "
                 "layer 0, the input, only."
             )
-        embedded = embed_tokens(self.encoder, tokens["input_ids"])  # (b, T, d)
-        embeddings, inputs = splice_prompts(layers[0], tokens, embedded, offset=self._offset)
+        embedded = tokens.embed_tokens(self.encoder, inputs["input_ids"])  # (b, T, d)
+        embeddings, inputs = tokens.splice_prompts(
+            layers[0], inputs, embedded, offset=self._offset
+        )
         hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         pooled = self._pooling(hidden, inputs["attention_mask"])  # (P*b, d)
         return pooled.view(len(layers[0]), len(batch), -1)

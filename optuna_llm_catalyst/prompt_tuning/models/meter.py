@@ -29,8 +29,7 @@ class Passes:
 class _Open(threading.local):
     """The counts that this thread keeps now, each with the model it is for."""
 
-    def __init__(self) -> None:
-        self.counts: list[tuple[nn.Module, Passes]] = []
+    counts: tuple[tuple[nn.Module, Passes], ...] = ()
 
 
 _OPEN = _Open()
@@ -49,12 +48,12 @@ def install(encoder: nn.Module) -> None:
 def metered(encoder: nn.Module) -> Iterator[Passes]:
     """Counts every pass of this thread through a model that has a meter, whoever makes it."""
     passes = Passes()
-    entry = (encoder, passes)
-    _OPEN.counts.append(entry)
+    before = _OPEN.counts
+    _OPEN.counts = (*before, (encoder, passes))
     try:
         yield passes
     finally:
-        _OPEN.counts = [other for other in _OPEN.counts if other is not entry]
+        _OPEN.counts = before
 
 
 def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
