@@ -60,7 +60,7 @@ class WordTable:
 
 
 def word_table(space: PromptSpace, embed: Embed, *, also: Sequence[int] = ()) -> WordTable:
-    """The whole words of the vocabulary and the tokens ``also``, embedded by a model's ``embed``."""
+    """The whole words of the vocabulary and the tokens ``also``, as a model embeds them."""
     named = dict(space.whole_words)
     for token_id in also:
         if token_id not in named:
