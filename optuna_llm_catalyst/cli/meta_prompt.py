@@ -89,10 +89,11 @@ def print_meta_prompt(
         report.print_json({"meta_prompt": built.text, **built.facts()})
         return
     print(report.printable(built.text))
-    limit = "no limit" if built.max_tokens is None else f"of {built.max_tokens} that fit"
+    length, most = built.estimated_prompt_tokens, built.max_prompt_tokens
+    limit = "no limit" if most is None else f"of {most} that fit"
     print(
-        f"{len(built.text)} characters, at most about {built.estimated_tokens} tokens ({limit}); "
-        f"{built.n_points} prompts shown, {built.n_dropped} left out; sections: "
+        f"{len(built.text)} characters, at most about {length} tokens ({limit}); "
+        f"{built.n_points} prompts shown, {built.n_dropped_points} left out; sections: "
         f"{', '.join(built.sections)}",
         file=sys.stderr,
     )

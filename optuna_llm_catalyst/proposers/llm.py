@@ -21,11 +21,11 @@ from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
-from optuna_llm_catalyst.proposers.pools import edit_record
 from optuna_llm_catalyst.proposers.reply import judge
 from optuna_llm_catalyst.proposers.reply import JudgedReply
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import edit_record
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.providers import retrying
 from optuna_llm_catalyst.providers.base import CompletionRequest
