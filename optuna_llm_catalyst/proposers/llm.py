@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
-import json
 import time
 from typing import Any
 
@@ -25,8 +24,9 @@ from optuna_llm_catalyst.proposers.reply import judge
 from optuna_llm_catalyst.proposers.reply import JudgedReply
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
-from optuna_llm_catalyst.proposers.sections import edit_record
+from optuna_llm_catalyst.proposers.sections import edit_budget
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
+from optuna_llm_catalyst.proposers.sections import n_refined
 from optuna_llm_catalyst.providers import retrying
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
@@ -126,11 +126,7 @@ class LLMProposer:
         return None if most is None else most - _CORRECTION_TOKENS
 
     def meta_prompt(self, request: ProposalRequest) -> MetaPrompt:
-        """The meta-prompt of a request, as the LLM would read it.
-
-        Raises:
-            BudgetError: If the instructions alone do not fit into the LLM's context.
-        """
+        """The meta-prompt of a request; a BudgetError if the LLM's context is too short for it."""
         return meta_prompt.build(request, self.options, max_tokens=self.max_meta_prompt_tokens)
 
     def propose(self, request: ProposalRequest) -> Proposal:
@@ -142,15 +138,14 @@ class LLMProposer:
         except BudgetError as error:
             raise ProposalError(str(error), details) from error
         details |= built.facts() | {"meta_prompt": records.clip(built.text), "attempts": attempts}
-        judged = JudgedReply()
+        judged, problem = JudgedReply(), ""
         too_long: tuple[RestartPrompt, ...] = ()
         while len(attempts) < self._max_attempts and not judged.usable:
             left = deadline - time.monotonic()
             if attempts and left < _MIN_TIMEOUT_S:
-                problem = f"{judged.problem}; the {self._timeout:g} s for a proposal are over"
-                judged = replace(judged, problem=problem)
+                problem += f"; the {self._timeout:g} s for a proposal are over"
                 break
-            text = built.text + _correction(judged.problem)
+            text = built.text + _correction(problem)
             completion_request = _completion_request(request, text, attempts, left)
             try:
                 judged = self._attempt(completion_request, request, attempts)
@@ -158,13 +153,14 @@ class LLMProposer:
                 # A server may have written it: it goes to logs and terminals.
                 message = records.clip(one_line(str(error)), _MAX_ERROR)
                 attempts.append({"seed": completion_request.seed, "error": message})
-                judged = replace(judged, problem=f"{type(error).__name__}: {message}")
+                problem = f"{type(error).__name__}: {message}"
                 break
+            problem = judged.problem
             too_long = judged.too_long or too_long
         # What is too long is cut to the space's length: better than none, and recorded.
         prompts = judged.usable + judged.too_long or too_long
         if not prompts:
-            raise ProposalError(judged.problem, details)
+            raise ProposalError(problem, details)
         prompts = prompts[: request.n_candidates]
         if "pools" in built.sections:
             details |= edit_record(request, self.options.edit_horizon, prompts)
@@ -179,17 +175,16 @@ class LLMProposer:
         """One reply, judged; appended to the record of attempts."""
         started = time.monotonic()
         completion, n_tries = retrying.complete(
-            self._provider,
-            completion_request,
-            max_tries=self._max_tries,
-            backoff=self._backoff,
+            self._provider, completion_request, max_tries=self._max_tries, backoff=self._backoff
         )
         stopped = records.clip(one_line(completion.problem), _MAX_PROBLEM)
-        completion = replace(completion, problem=stopped)
-        judged = judge(completion, request)
+        judged = judge(replace(completion, problem=stopped), request)
+        facts = records.jsonable(completion.details)
+        if len(repr(facts)) > _MAX_DETAILS:  # A server's may be of any size.
+            facts = {"details": records.clip(repr(facts), _MAX_DETAILS)}
         attempts.append(
             {
-                **_short(completion.details),
+                **facts,
                 "seed": completion_request.seed,
                 "seconds": round(time.monotonic() - started, 3),
                 "tries": n_tries,
@@ -197,7 +192,7 @@ class LLMProposer:
                 "reply": records.clip(completion.text),
                 "problem": judged.problem,
                 "rejected": [list(pair) for pair in judged.rejected],
-                **({"server_problem": completion.problem} if completion.problem else {}),
+                **({"server_problem": stopped} if stopped else {}),
             }
         )
         return judged
@@ -207,27 +202,21 @@ def _completion_request(
     request: ProposalRequest, text: str, attempts: Sequence[Mapping[str, Any]], timeout: float
 ) -> CompletionRequest:
     """The request of the next attempt."""
+    number, n_candidates = len(attempts), request.n_candidates
+    derived = np.random.SeedSequence([request.seed, number]).generate_state(1)[0] & 0x7FFFFFFF
     # A reply that the server cut may have been thinking: then its own limit alone holds.
     was_cut = any("server_problem" in row for row in attempts)
-    length = request.space.num_virtual_tokens
+    most = reply.max_tokens(n_candidates, request.space.num_virtual_tokens)
     return CompletionRequest(
         prompt=text,
-        schema=reply.schema(request.n_candidates, reply.pattern(request.space)),
-        seed=_seed(request.seed, len(attempts)),
+        schema=reply.schema(n_candidates, reply.pattern(request.space)),
+        seed=int(derived) if attempts else request.seed,
         trial_number=request.trial_number,
         proposal_index=len(request.history.proposals),
-        attempt=len(attempts),
+        attempt=number,
         timeout=timeout,
-        max_tokens=None if was_cut else reply.max_tokens(request.n_candidates, length),
+        max_tokens=None if was_cut else most,
     )
-
-
-def _short(details: Mapping[str, Any]) -> dict[str, Any]:
-    """A provider's facts for the record; a server's may be of any size."""
-    facts = records.jsonable(details)
-    if len(json.dumps(facts)) <= _MAX_DETAILS:
-        return facts
-    return {"details": records.clip(repr(facts), _MAX_DETAILS)}
 
 
 def _correction(problem: str) -> str:
@@ -244,8 +233,30 @@ def _correction(problem: str) -> str:
     return text
 
 
-def _seed(seed: int, attempt: int) -> int:
-    """The first attempt's seed is the request's own, later ones derive from it."""
-    if attempt == 0:
-        return seed
-    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]) & 0x7FFFFFFF
+def edit_record(
+    request: ProposalRequest, horizon: int, prompts: Sequence[RestartPrompt]
+) -> dict[str, Any]:
+    """How far candidates are from the best prompt, and which go over the budget, for the record.
+
+    The budget is a request to the LLM, not a filter: what goes beyond it is tried as well.
+    """
+    stages, space = request.history.stages, request.space
+    if not stages:
+        return {}
+    limit = edit_budget(request, horizon)
+    best = space.without_padding(stages[0].prompt).split()
+    edits = [n_edits(best, space.without_padding(prompt).split()) for prompt in prompts]
+    over = [i for i, n in enumerate(edits[: n_refined(request)]) if n > limit]
+    return {"edit_budget": limit, "edits": edits, "over_budget": over}
+
+
+def n_edits(old: Sequence[str], new: Sequence[str]) -> int:
+    """Words to insert, delete or replace to come from one text to another (Levenshtein)."""
+    row = list(range(len(new) + 1))
+    for i, word in enumerate(old, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(new, start=1):
+            replaced = diagonal + (word != other)
+            diagonal = row[j]
+            row[j] = min(replaced, row[j] + 1, row[j - 1] + 1)
+    return row[-1]

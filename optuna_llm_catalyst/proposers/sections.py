@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 import json
 import math
-from typing import Any
 
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.history import HistoryPoint
@@ -60,7 +59,8 @@ def task(request: ProposalRequest, options: MetaPromptOptions) -> str:
 def mechanism(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """What happens with the prompts, and how far their values can be trusted."""
     past, name = request.history, directions.value_name(request.history)
-    facts = [one_line(options.mechanism)] if options.mechanism else []
+    told = one_line(options.mechanism)
+    facts = [told] if told else []
     if request.n_candidates > 1:
         best = f"the {'lowest' if past.minimize else 'highest'} {name} before training"
         trained = f"the one with {best}" if request.screened else "the first"
@@ -81,8 +81,8 @@ def mechanism(request: ProposalRequest, options: MetaPromptOptions) -> str:
 
 def examples(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Texts of the task; there are none unless the user shares them."""
-    lines = [f"- {_quoted(_cut(text))} → {one_line(label)}" for text, label in options.examples]
-    return _titled("Examples of the task:", lines)
+    lines = [f"{_quoted(_cut(text))} → {one_line(label)}" for text, label in options.examples]
+    return _listed("Examples of the task:", lines)
 
 
 def mistakes(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -91,14 +91,14 @@ def mistakes(request: ProposalRequest, options: MetaPromptOptions) -> str:
     if best is None or best.mistakes is None:
         return ""
     lines = [
-        f"- {one_line(c.label)} taken for {one_line(c.predicted)}: {c.count} of {c.total}"
+        f"{one_line(c.label)} taken for {one_line(c.predicted)}: {c.count} of {c.total}"
         for c in best.mistakes.confusions[:_MAX_CONFUSIONS]
     ]
     # A study may hold texts from when examples were shared.
     for t in best.mistakes.texts if options.examples else ():
         texts = " / ".join(_quoted(_cut(x)) for x in (t.text, t.text_pair) if x is not None)
-        lines.append(f"- {texts} is {one_line(t.label)}, taken for {one_line(t.predicted)}")
-    return _titled("What the best prompt still gets wrong after training:", lines)
+        lines.append(f"{texts} is {one_line(t.label)}, taken for {one_line(t.predicted)}")
+    return _listed("What the best prompt still gets wrong after training:", lines)
 
 
 def signals(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -116,15 +116,15 @@ def signals(request: ProposalRequest, options: MetaPromptOptions) -> str:
         parts = [f"moved towards {', '.join(drift)}"] if drift else []
         parts += [f"swaps that helped: {', '.join(swaps)}"] if swaps else []
         if parts:
-            lines.append(f"- {_shown(point.prompt, request)}: {'; '.join(parts)}")
+            lines.append(f"{_shown(point.prompt, request)}: {'; '.join(parts)}")
     title = "Where training moved the best prompts (single words, not wordings to copy):"
-    return _titled(title, lines)
+    return _listed(title, lines)
 
 
 def direction_facts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Which way past stages moved the loss."""
-    lines = [f"- {fact}" for fact in directions.facts(request.history, request.space)]
-    return _titled("What the finished stages show:", lines)
+    facts = directions.facts(request.history, request.space)
+    return _listed("What the finished stages show:", facts)
 
 
 def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -137,7 +137,7 @@ def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     # A value after training and one without cannot be compared.
     untrained = [point for point in past.points if point.kind != "stage"]
     blocks = [
-        _titled(f"Prompts {which}, {better}", [_line(p, request) for p in reversed(points)])
+        _listed(f"Prompts {which}, {better}", [_line(p, request) for p in reversed(points)])
         for which, points in (("that were not trained", untrained), ("tried so far", past.stages))
     ]
     return "\n\n".join(filter(None, blocks))
@@ -145,8 +145,8 @@ def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
 
 def in_flight(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """What parallel trials try now."""
-    lines = [f"- {_shown(prompt, request)}" for prompt in request.history.in_flight]
-    return _titled("Being tried right now by other workers, do not repeat:", lines)
+    lines = [_shown(prompt, request) for prompt in request.history.in_flight]
+    return _listed("Being tried right now by other workers, do not repeat:", lines)
 
 
 def pools(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -158,12 +158,12 @@ def pools(request: ProposalRequest, options: MetaPromptOptions) -> str:
     n_refining, limit = n_refined(request), edit_budget(request, options.edit_horizon)
     n_exploring = request.n_candidates - n_refining
     lines = [
-        f"- The first {n_refining} should refine the best prompt, "
+        f"The first {n_refining} should refine the best prompt, "
         f"{_shown(stages[0].prompt, request)}: change at most {limit} of its words."
     ]
     if n_exploring:
-        lines.append(f"- The other {n_exploring} should explore: start from quite other ideas.")
-    return _titled("How far to go:", lines)
+        lines.append(f"The other {n_exploring} should explore: start from quite other ideas.")
+    return _listed("How far to go:", lines)
 
 
 def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -189,11 +189,8 @@ def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
         positions = ", ".join(str(position + 1) for position, _ in tokens)
         words = ", ".join(_quoted(request.space.vocabulary.decode([i])) for _, i in tokens)
         sentences.append(f"The words at positions {positions} are fixed: {words}.")
-    form = json.dumps({"prompts": reply.examples(n, length)})
-    return (
-        f"{' '.join(sentences)}\n"
-        f"Answer with JSON only, in this form, with prompts of your own: {form}"
-    )
+    said, form = " ".join(sentences), json.dumps({"prompts": reply.examples(n, length)})
+    return f"{said}\nAnswer with JSON only, in this form, with prompts of your own: {form}"
 
 
 #: All sections in the order in which they are sent.
@@ -238,35 +235,6 @@ def edit_budget(request: ProposalRequest, horizon: int) -> int:
     return int(final + (init - final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def edit_record(
-    request: ProposalRequest, horizon: int, prompts: Sequence[RestartPrompt]
-) -> dict[str, Any]:
-    """How far candidates are from the best prompt, and which go over the budget, for the record.
-
-    The budget is a request to the LLM, not a filter: what goes beyond it is tried as well.
-    """
-    best = next(iter(request.history.stages), None)
-    if best is None:
-        return {}
-    limit = edit_budget(request, horizon)
-    start = request.space.without_padding(best.prompt).split()
-    edits = [n_edits(start, request.space.without_padding(p).split()) for p in prompts]
-    over = [i for i in range(min(n_refined(request), len(edits))) if edits[i] > limit]
-    return {"edit_budget": limit, "edits": edits, "over_budget": over}
-
-
-def n_edits(old: Sequence[str], new: Sequence[str]) -> int:
-    """Words to insert, delete or replace to come from one text to another (Levenshtein)."""
-    row = list(range(len(new) + 1))
-    for i, word in enumerate(old, start=1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(new, start=1):
-            replaced = diagonal + (word != other)
-            diagonal = row[j]
-            row[j] = min(replaced, row[j] + 1, row[j - 1] + 1)
-    return row[-1]
-
-
 def _ranks(request: ProposalRequest, options: MetaPromptOptions) -> bool:
     """Whether prompts are shown with their values."""
     return "ranked_prompts" in options.sections and bool(request.history.points)
@@ -276,8 +244,8 @@ def _counted(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def _titled(title: str, lines: Sequence[str]) -> str:
-    return "\n".join([title, *lines]) if lines else ""
+def _listed(title: str, lines: Sequence[str]) -> str:
+    return "\n- ".join([title, *lines]) if lines else ""
 
 
 def _line(point: HistoryPoint, request: ProposalRequest) -> str:
@@ -290,7 +258,7 @@ def _line(point: HistoryPoint, request: ProposalRequest) -> str:
         parts.append("stopped early")
     if point.prompt.n_truncated:
         parts.append(f"cut by {_counted(point.prompt.n_truncated, 'token')} to fit")
-    return f"- {_shown(point.prompt, request)}: " + ", ".join(parts)
+    return f"{_shown(point.prompt, request)}: " + ", ".join(parts)
 
 
 def _shown(prompt: RestartPrompt, request: ProposalRequest) -> str:
@@ -309,6 +277,4 @@ def _cut(text: str) -> str:
 
 
 def _arrow(before: float | None, after: float) -> str:
-    if before is None:
-        return f"{after:.3f}"
-    return f"{before:.3f} before training, {after:.3f} after"
+    return f"{after:.3f}" if before is None else f"{before:.3f} before training, {after:.3f} after"
