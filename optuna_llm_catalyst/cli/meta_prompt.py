@@ -16,8 +16,8 @@ from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.proposers import meta_prompt
+from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
-from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 
@@ -83,7 +83,7 @@ def print_meta_prompt(
         built = meta_prompt.build(
             _request(study, setup), setup.options, max_tokens=setup.max_tokens
         )
-    except BudgetError as error:
+    except ProposalError as error:
         raise UserError(str(error)) from error
     if as_json:
         report.print_json({"meta_prompt": built.text, **built.facts()})

@@ -18,10 +18,7 @@ from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import Proposal
 from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
-from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
-from optuna_llm_catalyst.proposers.reply import judge
-from optuna_llm_catalyst.proposers.reply import JudgedReply
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import edit_budget
@@ -41,6 +38,10 @@ _MAX_PROBLEM = 300
 _MAX_ERROR = 2_000
 _MAX_DETAILS = 4_000
 _CORRECTION_TOKENS = 150
+_CORRECTION = (
+    "\n\nYour last answer could not be used: {}\n"
+    "Answer again, with other prompts, and with JSON only."
+)
 
 
 class LLMProposer:
@@ -126,7 +127,7 @@ class LLMProposer:
         return None if most is None else most - _CORRECTION_TOKENS
 
     def meta_prompt(self, request: ProposalRequest) -> MetaPrompt:
-        """The meta-prompt of a request; a BudgetError if the LLM's context is too short for it."""
+        """The meta-prompt of a request; a ProposalError if the context is too short for it."""
         return meta_prompt.build(request, self.options, max_tokens=self.max_meta_prompt_tokens)
 
     def propose(self, request: ProposalRequest) -> Proposal:
@@ -135,10 +136,10 @@ class LLMProposer:
         details: dict[str, Any] = {"proposer": "llm", "provider": self._provider.name}
         try:
             built = self.meta_prompt(request)
-        except BudgetError as error:
+        except ProposalError as error:
             raise ProposalError(str(error), details) from error
         details |= built.facts() | {"meta_prompt": records.clip(built.text), "attempts": attempts}
-        judged, problem = JudgedReply(), ""
+        judged, problem = reply.JudgedReply(), ""
         too_long: tuple[RestartPrompt, ...] = ()
         while len(attempts) < self._max_attempts and not judged.usable:
             left = deadline - time.monotonic()
@@ -171,14 +172,14 @@ class LLMProposer:
         completion_request: CompletionRequest,
         request: ProposalRequest,
         attempts: list[dict[str, Any]],
-    ) -> JudgedReply:
+    ) -> reply.JudgedReply:
         """One reply, judged; appended to the record of attempts."""
         started = time.monotonic()
         completion, n_tries = retrying.complete(
             self._provider, completion_request, max_tries=self._max_tries, backoff=self._backoff
         )
         stopped = records.clip(one_line(completion.problem), _MAX_PROBLEM)
-        judged = judge(replace(completion, problem=stopped), request)
+        judged = reply.judge(replace(completion, problem=stopped), request)
         facts = records.jsonable(completion.details)
         if len(repr(facts)) > _MAX_DETAILS:  # A server's may be of any size.
             facts = {"details": records.clip(repr(facts), _MAX_DETAILS)}
@@ -221,16 +222,10 @@ def _completion_request(
 
 def _correction(problem: str) -> str:
     """What is added to the meta-prompt after a reply that was of no use."""
-    if not problem:
-        return ""
-    for length in range(_MAX_PROBLEM, 0, -20):
-        text = (
-            f"\n\nYour last answer could not be used: {problem[:length]}\n"
-            "Answer again, with other prompts, and with JSON only."
-        )
-        if estimated_tokens(text) <= _CORRECTION_TOKENS:
-            break
-    return text
+    told = problem[:_MAX_PROBLEM]
+    while estimated_tokens(_CORRECTION.format(told)) > _CORRECTION_TOKENS:
+        told = told[:-20]
+    return _CORRECTION.format(told) if told else ""
 
 
 def edit_record(

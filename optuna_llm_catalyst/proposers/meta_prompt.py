@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Any
 
-from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.history import History
-from optuna_llm_catalyst.history import HistoryPoint
+from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
@@ -23,27 +21,13 @@ from optuna_llm_catalyst.schema import encode
 VERSION = "3"
 
 
-class BudgetError(CatalystError):
-    """The instructions alone are longer than a prompt may be."""
-
-
 @dataclass(frozen=True)
 class MetaPrompt:
-    """A meta-prompt and what it holds.
-
-    Attributes:
-        text: The text to send.
-        sections: Names of the sections in it.
-        n_points: How many prompts of the history it ranks.
-        n_dropped_points: How many it had to leave out.
-        dropped_sections: Sections that it had to leave out.
-        estimated_prompt_tokens: Its length, counted conservatively.
-        max_prompt_tokens: How long it may be; None for no limit.
-    """
+    """A meta-prompt, what it holds, and what it had to leave out."""
 
     text: str
     sections: tuple[str, ...]
-    n_points: int
+    n_points: int  # Prompts of the history.
     n_dropped_points: int
     dropped_sections: tuple[str, ...]
     estimated_prompt_tokens: int
@@ -62,52 +46,42 @@ def build(
     """The meta-prompt of a request.
 
     What does not fit is left out: prompts of the history, worst first, but never the best or the
-    newest; then whole sections; never the instructions.
-
-    Args:
-        request: The history and how many prompts are wanted.
-        options: What to tell beside it, and which sections.
-        max_tokens: How long it may be, by a conservative count; None for no limit.
-
-    Raises:
-        BudgetError: If the instructions alone do not fit.
+    newest; then whole sections; never the instructions. A ProposalError if these do not fit.
     """
     names = [name for name in SECTIONS if name in {*options.sections, *INSTRUCTIONS}]
     full: list[str] = []
-    for points, kept in _ever_shorter(request.history, names):
-        shorter = replace(request, history=replace(request.history, points=points))
-        sent = replace(options, sections=kept)
+    for history, kept in _ever_shorter(request.history, names):
+        shorter, sent = replace(request, history=history), replace(options, sections=kept)
         texts = {name: SECTIONS[name](shorter, sent) for name in kept}
         shown = [name for name in kept if texts[name]]
         full = full or shown
         text = "\n\n".join(texts[name] for name in shown)
         length = estimated_tokens(text)
         if max_tokens is None or length <= max_tokens:
-            n_ranked = len(points) if "ranked_prompts" in shown else 0
+            n_ranked = len(history.points) if "ranked_prompts" in shown else 0
             n_all = len(request.history.points) if "ranked_prompts" in names else 0
             dropped = tuple(name for name in full if name not in kept)
             return MetaPrompt(
                 text, tuple(shown), n_ranked, n_all - n_ranked, dropped, length, max_tokens
             )
-    raise BudgetError(
+    raise ProposalError(
         f"the instructions alone have about {length} tokens, {max_tokens} fit: raise `num_ctx` "
-        "or shorten the task's description"
+        "or shorten the task's description",
+        {},
     )
 
 
-def _ever_shorter(
-    history: History, names: Sequence[str]
-) -> Iterator[tuple[tuple[HistoryPoint, ...], Sequence[str]]]:
+def _ever_shorter(history: History, names: list[str]) -> Iterator[tuple[History, list[str]]]:
     """What to try to fit, from everything to the instructions."""
+    yield history, names
     points = list(history.points)
-    yield tuple(points), names
     newest = max((point.trial_number for point in history.stages), default=None)
     for point in points[:0:-1]:  # Not the best.
         if point.kind != "stage" or point.trial_number != newest:
             points.remove(point)
-            yield tuple(points), names
+            yield replace(history, points=tuple(points)), names
     # In their order: what stands far from the question is missed least.
     for name in names:
         if name not in INSTRUCTIONS:
             names = [kept for kept in names if kept != name]
-            yield tuple(points), names
+            yield replace(history, points=tuple(points)), names

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from itertools import islice
 import json
 import re
 import string
@@ -46,19 +47,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class JudgedReply:
-    """What a reply is worth.
-
-    Attributes:
-        usable: New prompts that fit into the space.
-        too_long: New prompts that had to be cut to fit.
-        rejected: Texts that are not usable as they are, and why.
-        problem: Why nothing is usable, or what else is odd; empty if all is well.
-    """
+    """What a reply is worth: its new prompts, and what is wrong with it."""
 
     usable: tuple[RestartPrompt, ...] = ()
-    too_long: tuple[RestartPrompt, ...] = ()
-    rejected: tuple[tuple[str, str], ...] = ()
-    problem: str = ""
+    too_long: tuple[RestartPrompt, ...] = ()  # They had to be cut to fit.
+    rejected: tuple[tuple[str, str], ...] = ()  # Texts that are not usable as they are, and why.
+    problem: str = ""  # Why nothing is usable, or what else is odd.
 
 
 def schema(n_candidates: int, pattern: str = "") -> dict[str, Any]:
@@ -125,12 +119,10 @@ def is_example(text: str) -> bool:
 
 
 def parse(reply: str) -> list[str]:
-    """Returns the prompts of a reply, cleaned, in order and without repetitions.
+    """The prompts of a reply, cleaned, in order and without repetitions.
 
-    Reads ``{"prompts": [...]}`` as the whole reply, in a code fence, or after thinking or chat.
-
-    Raises:
-        InvalidReplyError: If there is no such object, or no prompt in it.
+    Reads ``{"prompts": [...]}`` as the whole reply, in a code fence, or after thinking or chat;
+    an InvalidReplyError if there is no such object, or no prompt in it.
     """
     if len(reply) > MAX_REPLY:
         raise InvalidReplyError(f"the reply has {len(reply)} characters, over {MAX_REPLY}")
@@ -165,10 +157,9 @@ def _find_prompts(reply: str) -> list[str]:
     """The prompts of the first JSON object that has some, other than examples of the form."""
     found = None
     decoder, text = json.JSONDecoder(), _without_thinking(reply)
-    starts = (match.start() for match in re.finditer(r"\{", text))
-    for start, _ in zip(starts, range(_MAX_OBJECTS), strict=False):
+    for brace in islice(re.finditer(r"\{", text), _MAX_OBJECTS):
         try:
-            found = decode(Reply, decoder.raw_decode(text, start)[0]).prompts
+            found = decode(Reply, decoder.raw_decode(text, brace.start())[0]).prompts
         except (ValueError, RecursionError):
             continue
         if not all(map(is_example, found)):

@@ -225,10 +225,7 @@ def n_refined(request: ProposalRequest) -> int:
 
 
 def edit_budget(request: ProposalRequest, horizon: int) -> int:
-    """Words of the best prompt that a refining candidate may change.
-
-    It shrinks by a cosine over ``horizon`` stages, from all of them to a fifth.
-    """
+    """Words of the best prompt to change: by a cosine over the horizon, from all to a fifth."""
     init = request.space.num_virtual_tokens
     final = max(1, init // 5)
     progress = min(request.history.n_finished / horizon, 1.0)

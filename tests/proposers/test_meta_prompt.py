@@ -11,8 +11,8 @@ import pytest
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.proposers import meta_prompt
+from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
-from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
@@ -140,7 +140,7 @@ def built(
     options = replace(FULL_OPTIONS, sections=names)
     try:
         return meta_prompt.build(request_of(SPACE, history), options, max_tokens=max_tokens)
-    except BudgetError:
+    except ProposalError:
         return None
 
 
@@ -178,7 +178,7 @@ def test_the_instructions_are_whole_or_refused(history: History, names: tuple[st
 
 def test_a_task_that_is_too_long_is_refused() -> None:
     options = MetaPromptOptions("word " * 500)
-    with pytest.raises(BudgetError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
+    with pytest.raises(ProposalError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
         meta_prompt.build(request_of(SPACE), options, max_tokens=512)
 
 
