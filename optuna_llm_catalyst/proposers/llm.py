@@ -149,13 +149,14 @@ class LLMProposer:
             text = built.text + _correction(problem)
             completion_request = _completion_request(request, text, attempts, left)
             try:
-                judged = self._attempt(completion_request, request, attempts)
+                judged, row = self._attempt(completion_request, request)
             except Exception as error:  # Providers of third parties raise whatever.
                 # A server may have written it: it goes to logs and terminals.
                 message = records.clip(one_line(str(error)), _MAX_ERROR)
                 attempts.append({"seed": completion_request.seed, "error": message})
                 problem = f"{type(error).__name__}: {message}"
                 break
+            attempts.append(row)
             problem = judged.problem
             too_long = judged.too_long or too_long
         # What is too long is cut to the space's length: better than none, and recorded.
@@ -168,12 +169,9 @@ class LLMProposer:
         return Proposal(prompts, "llm", details)
 
     def _attempt(
-        self,
-        completion_request: CompletionRequest,
-        request: ProposalRequest,
-        attempts: list[dict[str, Any]],
-    ) -> reply.JudgedReply:
-        """One reply, judged; appended to the record of attempts."""
+        self, completion_request: CompletionRequest, request: ProposalRequest
+    ) -> tuple[reply.JudgedReply, dict[str, Any]]:
+        """One reply, judged, and its row in the record of attempts."""
         started = time.monotonic()
         completion, n_tries = retrying.complete(
             self._provider, completion_request, max_tries=self._max_tries, backoff=self._backoff
@@ -183,20 +181,17 @@ class LLMProposer:
         facts = records.jsonable(completion.details)
         if len(repr(facts)) > _MAX_DETAILS:  # A server's may be of any size.
             facts = {"details": records.clip(repr(facts), _MAX_DETAILS)}
-        attempts.append(
-            {
-                **facts,
-                "seed": completion_request.seed,
-                "seconds": round(time.monotonic() - started, 3),
-                "tries": n_tries,
-                "model": records.clip(completion.model, _MAX_PROBLEM),
-                "reply": records.clip(completion.text),
-                "problem": judged.problem,
-                "rejected": [list(pair) for pair in judged.rejected],
-                **({"server_problem": stopped} if stopped else {}),
-            }
-        )
-        return judged
+        return judged, {
+            **facts,
+            "seed": completion_request.seed,
+            "seconds": round(time.monotonic() - started, 3),
+            "tries": n_tries,
+            "model": records.clip(completion.model, _MAX_PROBLEM),
+            "reply": records.clip(completion.text),
+            "problem": judged.problem,
+            "rejected": [list(pair) for pair in judged.rejected],
+            **({"server_problem": stopped} if stopped else {}),
+        }
 
 
 def _completion_request(
