@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import meta_prompt
@@ -92,16 +93,9 @@ class LLMProposer:
             raise ValueError(f"`labels` must be a list of names, got the text {labels!r}.")
         if isinstance(examples, str) or not all(len(pair) == 2 for pair in examples):
             raise ValueError("`examples` must be a list of pairs of a text and its label.")
-        for name, value, least in (
-            ("n_validation", n_validation, 1),
-            ("n_stages", n_stages, 1),
-            ("edit_horizon", edit_horizon, 1),
-            ("max_attempts", max_attempts, 1),
-            ("max_tries", max_tries, 1),
-            ("backoff", backoff, 0),
-        ):
-            if value is not None and not value >= least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        check_at_least(1, n_validation=n_validation, n_stages=n_stages, edit_horizon=edit_horizon)
+        check_at_least(1, max_attempts=max_attempts, max_tries=max_tries)
+        check_at_least(0, backoff=backoff)
         if not 0 < timeout < float("inf"):
             raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
         self._provider = provider
