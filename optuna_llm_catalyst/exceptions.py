@@ -64,3 +64,10 @@ def one_line(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its kind if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def check_at_least(least: float, **values: float | None) -> None:
+    """Raises a ValueError that names an argument below the least that it can be, or NaN."""
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")

@@ -13,6 +13,7 @@ from optuna.samplers import TPESampler
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.planner import RestartPlanner
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.planner import seed_sequence
@@ -113,15 +114,9 @@ class LLMCatalystSampler(BaseSampler):
             raise ValueError("`startup_prompts` must be a list of texts, got a single text.")
         if n_startup_trials is None:
             n_startup_trials = len(startup_prompts) or _DEFAULT_N_STARTUP_TRIALS
-        for name, value, least in (
-            ("n_startup_trials", n_startup_trials, max(1, len(startup_prompts))),
-            ("n_candidates", n_candidates, 1),
-            ("top_k", top_k, 1),
-            ("ignore_failures_before", ignore_failures_before, 0),
-            ("seed", 0 if seed is None else seed, 0),
-        ):
-            if value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        check_at_least(max(1, len(startup_prompts)), n_startup_trials=n_startup_trials)
+        check_at_least(1, n_candidates=n_candidates, top_k=top_k)
+        check_at_least(0, ignore_failures_before=ignore_failures_before, seed=seed)
         if proposer is None:
             proposer = LLMProposer(llm, task_description) if llm else MutationProposer()
         self._space = space

@@ -19,8 +19,8 @@ from optuna_llm_catalyst.cli.options import names
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
 from optuna_llm_catalyst.proposers import meta_prompt
+from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
-from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 from optuna_llm_catalyst.schema import decode
@@ -71,16 +71,18 @@ def run(options: MetaPromptCommand) -> int:
     told = replace(setup.options, n_stages=n_stages)
     try:
         built = meta_prompt.build(request, told, max_tokens=setup.max_tokens)
-    except BudgetError as error:
+    except ProposalError as error:
         raise UserError(str(error)) from error
     if options.json:
         output.print_json({"meta_prompt": built.text, **built.facts()})
         return 0
     output.tell(built.text)
-    limit = "no limit" if built.max_tokens is None else f"of {built.max_tokens} that fit"
+    limit = (
+        "no limit" if built.max_prompt_tokens is None else f"of {built.max_prompt_tokens} that fit"
+    )
     output.say(
-        f"{len(built.text)} characters, at most about {built.estimated_tokens} tokens ({limit}); "
-        f"{built.n_points} prompts shown, {built.n_dropped} left out; sections: "
+        f"{len(built.text)} characters, at most about {built.estimated_prompt_tokens} tokens ({limit}); "
+        f"{built.n_points} prompts shown, {built.n_dropped_points} left out; sections: "
         f"{', '.join(built.sections)}"
     )
     return 0

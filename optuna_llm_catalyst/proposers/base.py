@@ -30,13 +30,11 @@ class ProposalRequest:
         space: The space of the prompts.
         history: The study so far.
         n_candidates: How many prompts are wanted.
-        seed: Non-negative 31-bit seed; the same request and seed give the same proposal, as far
-            as the proposer can promise that.
+        seed: Non-negative 31-bit seed; one seed gives one proposal, as far as that can be.
         trial_number: The trial that will start from one of them.
-        fixed: Token ids that are given, by position: an enqueued trial or Optuna's
-            ``PartialFixedSampler`` fixed them. Every prompt of the proposal has them.
-        screened: Whether the prompt with the best value before training is taken; else the
-            first one is.
+        fixed: Token ids by position, given by an enqueued trial or by Optuna's
+            ``PartialFixedSampler``. Every prompt of the proposal has them.
+        screened: Whether the prompt with the best value before training is taken, not the first.
     """
 
     space: PromptSpace
@@ -68,7 +66,7 @@ class ProposalError(CatalystError):
 
     Args:
         reason: Why, in one sentence.
-        details: What is known nevertheless (meta-prompt, raw reply, …), for the record.
+        details: What is known nevertheless, for the record.
     """
 
     def __init__(self, reason: str, details: Mapping[str, Any]) -> None:
@@ -79,8 +77,7 @@ class ProposalError(CatalystError):
 class Proposer(Protocol):
     """Turns a study's history into candidates for the next restart.
 
-    A proposer holds configuration only: it must survive pickling and copying, and remember
-    nothing of earlier requests.
+    It holds configuration only: it survives pickling and remembers no earlier request.
     """
 
     def propose(self, request: ProposalRequest) -> Proposal:
@@ -89,20 +86,16 @@ class Proposer(Protocol):
         Raises:
             ProposalError: If there is nothing to propose. The sampler then falls back.
         """
-        ...
 
 
 def proposal_of(proposer: Proposer, request: ProposalRequest) -> Proposal:
-    """What a proposer proposes; whatever it raises is a failure.
-
-    Returns:
-        The proposal, without prompts if it failed. Its details say why it failed (``failure``),
-        how long it took (``seconds``) and which history it was made from (``history_seen``).
-    """
+    """What a proposer proposes; no prompts if it raises, and ``failure`` of the details why."""
     started = time.perf_counter()
     failure = None
     try:
-        proposal = _checked(proposer.propose(request), request)
+        proposal = proposer.propose(request)
+        prompts = tuple(_checked(prompt, request) for prompt in proposal.prompts)
+        proposal = Proposal(prompts, str(proposal.origin), dict(proposal.details))
     except ProposalError as error:
         details = error.details if isinstance(error.details, Mapping) else {}
         proposal, failure = Proposal((), "", details), str(error)
@@ -122,19 +115,9 @@ def proposal_of(proposer: Proposer, request: ProposalRequest) -> Proposal:
     return replace(proposal, details={**records.jsonable(proposal.details), **facts})
 
 
-def _checked(proposal: Proposal, request: ProposalRequest) -> Proposal:
-    """The proposal in plain types, with the fixed tokens.
-
-    Raises:
-        ValueError: If a prompt is of another space.
-    """
+def _checked(prompt: RestartPrompt, request: ProposalRequest) -> RestartPrompt:
+    """The prompt in plain types, with the fixed tokens; a ValueError if of another space."""
     space = request.space
-    prompts = tuple(
-        replace(
-            space.with_tokens(space.from_token_ids(prompt.token_ids), request.fixed),
-            n_truncated=int(prompt.n_truncated),
-            n_padding=int(prompt.n_padding),
-        )
-        for prompt in proposal.prompts
-    )
-    return Proposal(prompts, str(proposal.origin), dict(proposal.details))
+    plain = space.with_tokens(space.from_token_ids(prompt.token_ids), request.fixed)
+    n_truncated, n_padding = int(prompt.n_truncated), int(prompt.n_padding)
+    return replace(plain, n_truncated=n_truncated, n_padding=n_padding)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import replace
-import json
 import time
 from typing import Any
 
 import numpy as np
 
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import meta_prompt
@@ -19,14 +19,12 @@ from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import Proposal
 from optuna_llm_catalyst.proposers.base import ProposalError
 from optuna_llm_catalyst.proposers.base import ProposalRequest
-from optuna_llm_catalyst.proposers.candidates import judge
-from optuna_llm_catalyst.proposers.candidates import JudgedReply
-from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
-from optuna_llm_catalyst.proposers.pools import edit_record
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import edit_budget
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
+from optuna_llm_catalyst.proposers.sections import n_refined
 from optuna_llm_catalyst.providers import retrying
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
@@ -41,6 +39,10 @@ _MAX_PROBLEM = 300
 _MAX_ERROR = 2_000
 _MAX_DETAILS = 4_000
 _CORRECTION_TOKENS = 150
+_CORRECTION = (
+    "\n\nYour last answer could not be used: {}\n"
+    "Answer again, with other prompts, and with JSON only."
+)
 
 
 class LLMProposer:
@@ -91,16 +93,9 @@ class LLMProposer:
             raise ValueError(f"`labels` must be a list of names, got the text {labels!r}.")
         if isinstance(examples, str) or not all(len(pair) == 2 for pair in examples):
             raise ValueError("`examples` must be a list of pairs of a text and its label.")
-        for name, value, least in (
-            ("n_validation", n_validation, 1),
-            ("n_stages", n_stages, 1),
-            ("edit_horizon", edit_horizon, 1),
-            ("max_attempts", max_attempts, 1),
-            ("max_tries", max_tries, 1),
-            ("backoff", backoff, 0),
-        ):
-            if value is not None and not value >= least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        check_at_least(1, n_validation=n_validation, n_stages=n_stages, edit_horizon=edit_horizon)
+        check_at_least(1, max_attempts=max_attempts, max_tries=max_tries)
+        check_at_least(0, backoff=backoff)
         if not 0 < timeout < float("inf"):
             raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
         self._provider = provider
@@ -126,11 +121,7 @@ class LLMProposer:
         return None if most is None else most - _CORRECTION_TOKENS
 
     def meta_prompt(self, request: ProposalRequest) -> MetaPrompt:
-        """The meta-prompt of a request, as the LLM would read it.
-
-        Raises:
-            BudgetError: If the instructions alone do not fit into the LLM's context.
-        """
+        """The meta-prompt of a request; a ProposalError if the context is too short for it."""
         return meta_prompt.build(request, self.options, max_tokens=self.max_meta_prompt_tokens)
 
     def propose(self, request: ProposalRequest) -> Proposal:
@@ -139,113 +130,117 @@ class LLMProposer:
         details: dict[str, Any] = {"proposer": "llm", "provider": self._provider.name}
         try:
             built = self.meta_prompt(request)
-        except BudgetError as error:
+        except ProposalError as error:
             raise ProposalError(str(error), details) from error
         details |= built.facts() | {"meta_prompt": records.clip(built.text), "attempts": attempts}
-        judged = JudgedReply()
+        judged, problem = reply.JudgedReply(), ""
         too_long: tuple[RestartPrompt, ...] = ()
         while len(attempts) < self._max_attempts and not judged.usable:
             left = deadline - time.monotonic()
             if attempts and left < _MIN_TIMEOUT_S:
-                problem = f"{judged.problem}; the {self._timeout:g} s for a proposal are over"
-                judged = replace(judged, problem=problem)
+                problem += f"; the {self._timeout:g} s for a proposal are over"
                 break
-            text = built.text + _correction(judged.problem)
+            text = built.text + _correction(problem)
             completion_request = _completion_request(request, text, attempts, left)
             try:
-                judged = self._attempt(completion_request, request, attempts)
+                judged, row = self._attempt(completion_request, request)
             except Exception as error:  # Providers of third parties raise whatever.
                 # A server may have written it: it goes to logs and terminals.
                 message = records.clip(one_line(str(error)), _MAX_ERROR)
                 attempts.append({"seed": completion_request.seed, "error": message})
-                judged = replace(judged, problem=f"{type(error).__name__}: {message}")
+                problem = f"{type(error).__name__}: {message}"
                 break
+            attempts.append(row)
+            problem = judged.problem
             too_long = judged.too_long or too_long
         # What is too long is cut to the space's length: better than none, and recorded.
         prompts = judged.usable + judged.too_long or too_long
         if not prompts:
-            raise ProposalError(judged.problem, details)
+            raise ProposalError(problem, details)
         prompts = prompts[: request.n_candidates]
         if "pools" in built.sections:
             details |= edit_record(request, self.options.edit_horizon, prompts)
         return Proposal(prompts, "llm", details)
 
     def _attempt(
-        self,
-        completion_request: CompletionRequest,
-        request: ProposalRequest,
-        attempts: list[dict[str, Any]],
-    ) -> JudgedReply:
-        """One reply, judged; appended to the record of attempts."""
+        self, completion_request: CompletionRequest, request: ProposalRequest
+    ) -> tuple[reply.JudgedReply, dict[str, Any]]:
+        """One reply, judged, and its row in the record of attempts."""
         started = time.monotonic()
         completion, n_tries = retrying.complete(
-            self._provider,
-            completion_request,
-            max_tries=self._max_tries,
-            backoff=self._backoff,
+            self._provider, completion_request, max_tries=self._max_tries, backoff=self._backoff
         )
         stopped = records.clip(one_line(completion.problem), _MAX_PROBLEM)
-        completion = replace(completion, problem=stopped)
-        judged = judge(completion, request)
-        attempts.append(
-            {
-                **_short(completion.details),
-                "seed": completion_request.seed,
-                "seconds": round(time.monotonic() - started, 3),
-                "tries": n_tries,
-                "model": records.clip(completion.model, _MAX_PROBLEM),
-                "reply": records.clip(completion.text),
-                "problem": judged.problem,
-                "rejected": [list(pair) for pair in judged.rejected],
-                **({"server_problem": completion.problem} if completion.problem else {}),
-            }
-        )
-        return judged
+        judged = reply.judge(replace(completion, problem=stopped), request)
+        facts = records.jsonable(completion.details)
+        if len(repr(facts)) > _MAX_DETAILS:  # A server's may be of any size.
+            facts = {"details": records.clip(repr(facts), _MAX_DETAILS)}
+        return judged, {
+            **facts,
+            "seed": completion_request.seed,
+            "seconds": round(time.monotonic() - started, 3),
+            "tries": n_tries,
+            "model": records.clip(completion.model, _MAX_PROBLEM),
+            "reply": records.clip(completion.text),
+            "problem": judged.problem,
+            "rejected": [list(pair) for pair in judged.rejected],
+            **({"server_problem": stopped} if stopped else {}),
+        }
 
 
 def _completion_request(
     request: ProposalRequest, text: str, attempts: Sequence[Mapping[str, Any]], timeout: float
 ) -> CompletionRequest:
     """The request of the next attempt."""
+    number, n_candidates = len(attempts), request.n_candidates
+    derived = np.random.SeedSequence([request.seed, number]).generate_state(1)[0] & 0x7FFFFFFF
     # A reply that the server cut may have been thinking: then its own limit alone holds.
     was_cut = any("server_problem" in row for row in attempts)
-    length = request.space.num_virtual_tokens
+    most = reply.max_tokens(n_candidates, request.space.num_virtual_tokens)
     return CompletionRequest(
         prompt=text,
-        schema=reply.schema(request.n_candidates, reply.pattern(request.space)),
-        seed=_seed(request.seed, len(attempts)),
+        schema=reply.schema(n_candidates, reply.pattern(request.space)),
+        seed=int(derived) if attempts else request.seed,
         trial_number=request.trial_number,
         proposal_index=len(request.history.proposals),
-        attempt=len(attempts),
+        attempt=number,
         timeout=timeout,
-        max_tokens=None if was_cut else reply.max_tokens(request.n_candidates, length),
+        max_tokens=None if was_cut else most,
     )
-
-
-def _short(details: Mapping[str, Any]) -> dict[str, Any]:
-    """A provider's facts for the record; a server's may be of any size."""
-    facts = records.jsonable(details)
-    if len(json.dumps(facts)) <= _MAX_DETAILS:
-        return facts
-    return {"details": records.clip(repr(facts), _MAX_DETAILS)}
 
 
 def _correction(problem: str) -> str:
     """What is added to the meta-prompt after a reply that was of no use."""
-    if not problem:
-        return ""
-    for length in range(_MAX_PROBLEM, 0, -20):
-        text = (
-            f"\n\nYour last answer could not be used: {problem[:length]}\n"
-            "Answer again, with other prompts, and with JSON only."
-        )
-        if estimated_tokens(text) <= _CORRECTION_TOKENS:
-            break
-    return text
+    told = problem[:_MAX_PROBLEM]
+    while estimated_tokens(_CORRECTION.format(told)) > _CORRECTION_TOKENS:
+        told = told[:-20]
+    return _CORRECTION.format(told) if told else ""
 
 
-def _seed(seed: int, attempt: int) -> int:
-    """The first attempt's seed is the request's own, later ones derive from it."""
-    if attempt == 0:
-        return seed
-    return int(np.random.SeedSequence([seed, attempt]).generate_state(1)[0]) & 0x7FFFFFFF
+def edit_record(
+    request: ProposalRequest, horizon: int, prompts: Sequence[RestartPrompt]
+) -> dict[str, Any]:
+    """How far candidates are from the best prompt, and which go over the budget, for the record.
+
+    The budget is a request to the LLM, not a filter: what goes beyond it is tried as well.
+    """
+    stages, space = request.history.stages, request.space
+    if not stages:
+        return {}
+    limit = edit_budget(request, horizon)
+    best = space.without_padding(stages[0].prompt).split()
+    edits = [n_edits(best, space.without_padding(prompt).split()) for prompt in prompts]
+    over = [i for i, n in enumerate(edits[: n_refined(request)]) if n > limit]
+    return {"edit_budget": limit, "edits": edits, "over_budget": over}
+
+
+def n_edits(old: Sequence[str], new: Sequence[str]) -> int:
+    """Words to insert, delete or replace to come from one text to another (Levenshtein)."""
+    row = list(range(len(new) + 1))
+    for i, word in enumerate(old, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(new, start=1):
+            replaced = diagonal + (word != other)
+            diagonal = row[j]
+            row[j] = min(replaced, row[j] + 1, row[j - 1] + 1)
+    return row[-1]

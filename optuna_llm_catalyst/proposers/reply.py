@@ -1,13 +1,12 @@
-"""What a reply shall look like, and from a reply to candidate prompts. Pure: a reply is data."""
+"""What a reply shall look like, and from a reply to prompts that can be trained. Pure."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from itertools import islice
 import json
 import re
 import string
@@ -17,6 +16,9 @@ import unicodedata
 from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.prompt_space import PromptSpace
+from optuna_llm_catalyst.prompt_space import RestartPrompt
+from optuna_llm_catalyst.proposers.base import ProposalRequest
+from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.schema import decode
 
 
@@ -43,20 +45,25 @@ class Reply:
     prompts: list[str]
 
 
+@dataclass(frozen=True)
+class JudgedReply:
+    """What a reply is worth: its new prompts, and what is wrong with it."""
+
+    usable: tuple[RestartPrompt, ...] = ()
+    too_long: tuple[RestartPrompt, ...] = ()  # They had to be cut to fit.
+    rejected: tuple[tuple[str, str], ...] = ()  # Texts that are not usable as they are, and why.
+    problem: str = ""  # Why nothing is usable, or what else is odd.
+
+
 def schema(n_candidates: int, pattern: str = "") -> dict[str, Any]:
     """The JSON schema of a reply: flat, as local servers honour little more."""
-    return {
-        "type": "object",
-        "properties": {
-            "prompts": {
-                "type": "array",
-                "items": {"type": "string", **({"pattern": pattern} if pattern else {})},
-                "minItems": n_candidates,
-                "maxItems": n_candidates,
-            }
-        },
-        "required": ["prompts"],
+    prompts = {
+        "type": "array",
+        "items": {"type": "string", **({"pattern": pattern} if pattern else {})},
+        "minItems": n_candidates,
+        "maxItems": n_candidates,
     }
+    return {"type": "object", "properties": {"prompts": prompts}, "required": ["prompts"]}
 
 
 @lru_cache(maxsize=8)
@@ -68,12 +75,12 @@ def pattern(space: PromptSpace) -> str:
     There is none if they come from many scripts, or if the vocabulary has no whole words.
     """
     text = space.vocabulary.decode(range(space.vocab_size))
-    counts = Counter(c for c in text if is_letter(c))
+    counts = Counter(c for c in text if _is_letter(c))
     common = {c for c, count in counts.items() if count >= _RARE * counts.total()}
     if common & {*string.ascii_letters}:
         common |= {*string.ascii_letters}
     n_rare = sum(count for c, count in counts.items() if c not in common)
-    ranges = list(_ranges(common))
+    ranges = _ranges(common)
     if not space.whole_words or len(ranges) > _MAX_RANGES or n_rare > _MAX_RARE * counts.total():
         return ""
     least, most = _WORD_LENGTHS
@@ -82,6 +89,16 @@ def pattern(space: PromptSpace) -> str:
     word = f"[{letters}][{letters}']{{0,{longest - 1}}}"
     length = space.num_virtual_tokens
     return f"^{word}( {word}){{1,{length - 1}}}$" if length > 1 else f"^{word}$"
+
+
+def _ranges(letters: set[str]) -> list[str]:
+    """Letters as ranges of a character class: "a-z", "ß", …"""
+    ranges = []
+    codes = enumerate(sorted(map(ord, letters)))
+    for _, run in groupby(codes, lambda pair: pair[1] - pair[0]):
+        first, *rest = (chr(code) for _, code in run)
+        ranges.append(f"{first}-{rest[-1]}" if rest else first)
+    return ranges
 
 
 def max_tokens(n_candidates: int, num_virtual_tokens: int) -> int:
@@ -102,38 +119,22 @@ def is_example(text: str) -> bool:
 
 
 def parse(reply: str) -> list[str]:
-    """Returns the prompts of a reply, cleaned, in order and without repetitions.
+    """The prompts of a reply, cleaned, in order and without repetitions.
 
-    Reads ``{"prompts": [...]}`` as the whole reply, in a code fence, or after thinking or chat.
-
-    Raises:
-        InvalidReplyError: If there is no such object, or no prompt in it.
+    Reads ``{"prompts": [...]}`` as the whole reply, in a code fence, or after thinking or chat;
+    an InvalidReplyError if there is no such object, or no prompt in it.
     """
     if len(reply) > MAX_REPLY:
         raise InvalidReplyError(f"the reply has {len(reply)} characters, over {MAX_REPLY}")
-    prompts = _whole_reply(reply)
-    if prompts is None:
-        text = _without_thinking(reply).strip()
-        if not text:
-            thought = " after its thinking" if reply.strip() else ""
-            raise InvalidReplyError(f"the reply is empty{thought}")
-        prompts = _find_prompts(text)
-    if prompts is None:
-        raise InvalidReplyError(
-            f'the reply has no object {{"prompts": [strings]}}: {reply[:120]!r}'
-        )
+    try:
+        # If the whole reply is one JSON object, tags in its texts are text.
+        prompts = decode(Reply, json.loads(reply)).prompts
+    except (ValueError, RecursionError):
+        prompts = _find_prompts(reply)
     cleaned = dict.fromkeys(filter(None, (one_line(prompt[:MAX_PROMPT]) for prompt in prompts)))
     if not cleaned:
         raise InvalidReplyError("the reply's list of prompts is empty")
     return list(cleaned)
-
-
-def _whole_reply(reply: str) -> list[str] | None:
-    """The prompts if the reply is one JSON object: tags in its texts are text."""
-    try:
-        return decode(Reply, json.loads(reply)).prompts
-    except (ValueError, RecursionError):
-        return None
 
 
 def _without_thinking(reply: str) -> str:
@@ -146,32 +147,85 @@ def _without_thinking(reply: str) -> str:
     answer, *thoughts = _THINKING.split(answer, maxsplit=1)
     if thoughts and not answer.strip():
         raise InvalidReplyError("the reply is all thinking, without an answer")
+    if not answer.strip():
+        thought = " after its thinking" if reply.strip() else ""
+        raise InvalidReplyError(f"the reply is empty{thought}")
     return answer
 
 
-def _find_prompts(text: str) -> list[str] | None:
+def _find_prompts(reply: str) -> list[str]:
     """The prompts of the first JSON object that has some, other than examples of the form."""
     found = None
-    decoder = json.JSONDecoder()
-    starts = (match.start() for match in re.finditer(r"\{", text))
-    for start, _ in zip(starts, range(_MAX_OBJECTS), strict=False):
+    decoder, text = json.JSONDecoder(), _without_thinking(reply)
+    for brace in islice(re.finditer(r"\{", text), _MAX_OBJECTS):
         try:
-            found = decode(Reply, decoder.raw_decode(text, start)[0]).prompts
+            found = decode(Reply, decoder.raw_decode(text, brace.start())[0]).prompts
         except (ValueError, RecursionError):
             continue
         if not all(map(is_example, found)):
             break
+    if found is None:
+        form = '{"prompts": [strings]}'
+        raise InvalidReplyError(f"the reply has no object {form}: {reply[:120]!r}")
     return found
 
 
-def is_letter(character: str) -> bool:
+def judge(completion: Completion, request: ProposalRequest) -> JudgedReply:
+    """Sorts the prompts of a reply into what can be used and what cannot."""
+    try:
+        texts = parse(completion.text)
+    except InvalidReplyError as error:
+        return JudgedReply(problem=completion.problem or f"{type(error).__name__}: {error}")
+    judged = [(text, *_candidate(text, request)) for text in texts]
+    rejected = tuple((text, reason) for text, _, reason in judged if reason)
+    # A dict keeps their order. Prompts of the same tokens are equal.
+    prompts = [prompt for _, prompt, _ in judged if prompt]
+    usable = dict.fromkeys(prompt for prompt in prompts if not prompt.n_truncated)
+    too_long = dict.fromkeys(prompt for prompt in prompts if prompt not in usable)
+    problem = completion.problem
+    if not usable:
+        reasons = Counter(reason for _, reason in rejected)
+        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+        problem = f"none of the {len(texts)} prompts can be used as it is: {listed}"
+    return JudgedReply(tuple(usable), tuple(too_long), rejected, problem)
+
+
+def _candidate(text: str, request: ProposalRequest) -> tuple[RestartPrompt | None, str]:
+    """The prompt of a text, None if it cannot be trained, and what is wrong with it."""
+    space = request.space
+    if is_example(text):
+        return None, "it repeats the example of the form"
+    try:
+        prompt = space.from_text(text)
+    except ValueError:
+        return None, "no word of it is in the vocabulary"
+    if not has_words(prompt, space):
+        needed = "two common words" if space.num_virtual_tokens > 1 else "a common word"
+        return None, f"it needs {needed} and little else"
+    prompt = space.with_tokens(prompt, request.fixed)
+    if prompt.token_ids in request.history.tried:
+        return None, "it was tried before"
+    n = prompt.n_truncated
+    return prompt, f"it is {n} tokens too long" if n else ""
+
+
+def has_words(prompt: RestartPrompt, space: PromptSpace) -> bool:
+    """Whether two of a prompt's tokens are whole words, and most of its characters letters.
+
+    One word will do where a prompt has one token, and anything if the vocabulary has no words.
+    """
+    if not space.whole_words:
+        return True
+    n_words = 0
+    for token_id in prompt.token_ids[: len(prompt.token_ids) - prompt.n_padding]:
+        text = space.vocabulary.decode([token_id]).strip()
+        # Beyond ASCII, any token of letters counts as a word.
+        n_words += token_id in space.whole_words or (text.isalpha() and not text.isascii())
+    visible = "".join(space.without_padding(prompt).split())
+    n_letters = sum(map(_is_letter, visible))
+    return n_words >= min(2, space.num_virtual_tokens) and 2 * n_letters > len(visible)
+
+
+def _is_letter(character: str) -> bool:
     """Whether a character is a letter, or a mark on one."""
     return unicodedata.category(character)[0] in "LM"
-
-
-def _ranges(letters: Iterable[str]) -> Iterator[str]:
-    """Letters as ranges of a character class: "a-z", "ß", …"""
-    codes = enumerate(sorted(map(ord, letters)))
-    for _, run in groupby(codes, lambda pair: pair[1] - pair[0]):
-        first, *rest = (chr(code) for _, code in run)
-        yield f"{first}-{rest[-1]}" if rest else first

@@ -16,9 +16,9 @@ from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import reply
-from optuna_llm_catalyst.proposers.candidates import has_words
-from optuna_llm_catalyst.proposers.candidates import judge
 from optuna_llm_catalyst.proposers.mutation import random_prompt
+from optuna_llm_catalyst.proposers.reply import has_words
+from optuna_llm_catalyst.proposers.reply import judge
 from optuna_llm_catalyst.providers import Completion
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of

@@ -11,8 +11,8 @@ import pytest
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.proposers import meta_prompt
+from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
-from optuna_llm_catalyst.proposers.meta_prompt import BudgetError
 from optuna_llm_catalyst.proposers.meta_prompt import MetaPrompt
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
@@ -140,7 +140,7 @@ def built(
     options = replace(FULL_OPTIONS, sections=names)
     try:
         return meta_prompt.build(request_of(SPACE, history), options, max_tokens=max_tokens)
-    except BudgetError:
+    except ProposalError:
         return None
 
 
@@ -161,7 +161,7 @@ def test_it_is_never_longer_than_its_budget(
     if prompt is None:
         assert estimated_tokens("\n\n".join(instructions)) > max_tokens
     else:
-        assert estimated_tokens(prompt.text) == prompt.estimated_tokens <= max_tokens
+        assert estimated_tokens(prompt.text) == prompt.estimated_prompt_tokens <= max_tokens
         assert prompt.text.startswith(f"{instructions[0]}\n\n")
         assert prompt.text.endswith(f"\n\n{instructions[1]}")
 
@@ -170,15 +170,15 @@ def test_it_is_never_longer_than_its_budget(
 def test_the_instructions_are_whole_or_refused(history: History, names: tuple[str, ...]) -> None:
     alone = built(history, ())
     assert alone is not None
-    least = built(history, names, alone.estimated_tokens)
+    least = built(history, names, alone.estimated_prompt_tokens)
     assert least is not None
     assert least.text == alone.text
-    assert built(history, names, alone.estimated_tokens - 1) is None
+    assert built(history, names, alone.estimated_prompt_tokens - 1) is None
 
 
 def test_a_task_that_is_too_long_is_refused() -> None:
     options = MetaPromptOptions("word " * 500)
-    with pytest.raises(BudgetError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
+    with pytest.raises(ProposalError, match=r"about \d{3} tokens, 512 fit: raise `num_ctx`"):
         meta_prompt.build(request_of(SPACE), options, max_tokens=512)
 
 
@@ -186,11 +186,11 @@ def test_a_task_that_is_too_long_is_refused() -> None:
 def test_what_fits_is_sent_whole(history: History, names: tuple[str, ...], extra: int) -> None:
     whole = built(history, names)
     assert whole is not None
-    again = built(history, names, whole.estimated_tokens + extra)
+    again = built(history, names, whole.estimated_prompt_tokens + extra)
     assert again is not None
     assert again.text == whole.text
     for prompt in (whole, again):
-        assert prompt.n_dropped == 0
+        assert prompt.n_dropped_points == 0
         assert prompt.dropped_sections == ()
         assert prompt.n_points == (len(history.points) if "ranked_prompts" in names else 0)
 
@@ -204,7 +204,7 @@ def test_the_worst_prompts_are_dropped_first_and_counted(
         return
     points = shown(history, prompt)
     assert prompt.n_points == len(points)
-    assert prompt.n_dropped == len(history.points) - len(points)
+    assert prompt.n_dropped_points == len(history.points) - len(points)
     if "ranked_prompts" in prompt.dropped_sections:
         assert points == []
         assert "Prompts tried so far" not in prompt.text
@@ -246,7 +246,7 @@ def test_a_larger_budget_never_shows_less(
     assert large is not None
     assert small.n_points <= large.n_points
     assert set(small.sections) <= set(large.sections)
-    assert small.n_dropped >= large.n_dropped
+    assert small.n_dropped_points >= large.n_dropped_points
 
 
 @given(history=HISTORIES, names=NAMES, max_tokens=st.none() | BUDGETS)
@@ -262,7 +262,7 @@ def test_the_facts_are_json_and_agree_with_the_text(
         "template_version": meta_prompt.VERSION,
         "sections": list(prompt.sections),
         "n_points": len(shown(history, prompt)),
-        "n_dropped_points": prompt.n_dropped,
+        "n_dropped_points": prompt.n_dropped_points,
         "dropped_sections": list(prompt.dropped_sections),
         "estimated_prompt_tokens": estimated_tokens(prompt.text),
         "max_prompt_tokens": max_tokens,
@@ -281,7 +281,7 @@ def test_prompts_that_were_never_trained_go_before_the_newest_stage() -> None:
     history = replace(history, points=(*history.points, screened))
     whole = built(history, ("ranked_prompts",))
     assert whole is not None
-    tight = built(history, ("ranked_prompts",), whole.estimated_tokens - 1)
+    tight = built(history, ("ranked_prompts",), whole.estimated_prompt_tokens - 1)
     assert tight is not None
     assert shown(history, tight) == list(history.points[:3])
 
@@ -290,7 +290,7 @@ def test_a_section_without_anything_to_say_is_not_dropped() -> None:
     history = history_of(SPACE, [("calm answer quick", 0.5)])
     alone = meta_prompt.build(request_of(SPACE, history), replace(OPTIONS, sections=()))
     prompt = meta_prompt.build(
-        request_of(SPACE, history), OPTIONS, max_tokens=alone.estimated_tokens
+        request_of(SPACE, history), OPTIONS, max_tokens=alone.estimated_prompt_tokens
     )
     assert prompt.dropped_sections == ("mechanism", "ranked_prompts")
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.history import History
-from optuna_llm_catalyst.proposers.pools import edit_record
-from optuna_llm_catalyst.proposers.pools import n_edits
+from optuna_llm_catalyst.proposers.llm import edit_record
+from optuna_llm_catalyst.proposers.llm import n_edits
 from tests.proposers.requests import history_of
 from tests.proposers.requests import request_of
 from tests.toy_stage import reply

@@ -26,11 +26,11 @@ from optuna_llm_catalyst.proposers import meta_prompt
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers import sections
-from optuna_llm_catalyst.proposers.pools import edit_budget
-from optuna_llm_catalyst.proposers.pools import n_refined
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import edit_budget
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
+from optuna_llm_catalyst.proposers.sections import n_refined
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS

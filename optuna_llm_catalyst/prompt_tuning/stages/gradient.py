@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
@@ -48,10 +49,8 @@ class GradientStage:
     eval_every: int = 10
 
     def __post_init__(self) -> None:
-        for name, least in (("n_steps", 0), ("batch_size", 1), ("eval_every", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        check_at_least(0, n_steps=self.n_steps)
+        check_at_least(1, batch_size=self.batch_size, eval_every=self.eval_every)
         for name in ("lr", "head_lr"):
             value = getattr(self, name)
             if not 0 < value <= _MAX_LR:
