@@ -2,9 +2,7 @@
 
 A stage that dies by SIGKILL leaves its trial RUNNING for ever. Optuna's heartbeat notices after
 minutes and in relational storages only; on the same machine the process table knows at once.
-
-A process id means something only within one boot and one PID namespace (a container has its
-own). Whatever is not known to be dead is left alone.
+Whatever is not known to be dead is left alone.
 """
 
 from __future__ import annotations
@@ -34,14 +32,16 @@ _HAS_PROC = sys.platform.startswith("linux")
 class Worker:
     """A process, as its trials record it.
 
+    A process id means something only within one boot and one PID namespace (a container has its
+    own), and is used again by processes that start later.
+
     Attributes:
         host: Name of the machine.
         boot: What tells this boot of the machine from others; empty if that is not known.
         namespace: Where the process id is valid; empty if that is not known.
         pid: The process id.
-        started: When the process started. Ids are used again, by processes that start later.
-            In clock ticks since the boot where the system tells, which no step of the clock
-            changes, else in seconds since 1970.
+        started: When the process started: in clock ticks since the boot where the system tells,
+            which no step of the clock changes, else in seconds since 1970.
     """
 
     host: str
@@ -85,22 +85,20 @@ def fail_dead_trials(study: optuna.Study) -> list[int]:
 def this_process() -> Worker:
     """The process that calls."""
     try:
-        boot, namespace, started = _boot(), _namespace(), _state("self")[1]
+        boot, namespace, started = _boot(), _namespace(), _state(os.getpid())[1]
     except (OSError, psutil.Error):  # As where there is no /proc.
         boot, namespace, started = "", "", 0.0
     return Worker(platform.node(), boot, namespace, os.getpid(), started)
 
 
 def _is_dead(worker: Worker, here: Worker) -> bool:
-    if not (worker.host and worker.boot and worker.namespace):
-        return False
     place = (worker.host, worker.boot, worker.namespace)
-    if place != (here.host, here.boot, here.namespace):
+    if not all(place) or place != (here.host, here.boot, here.namespace):
         return False
-    if not _exists(worker.pid):
-        return True
     try:
-        is_zombie, started = _state(str(worker.pid))
+        is_zombie, started = _state(worker.pid)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return True
     except (OSError, psutil.Error):
         return False  # It may be somebody else's, which the system hides.
     return is_zombie or started != worker.started
@@ -120,23 +118,16 @@ def _namespace() -> str:
     return os.readlink("/proc/self/ns/pid") if is_ours else ""
 
 
-def _exists(pid: int) -> bool:
-    if not _HAS_PROC:
-        return bool(psutil.pid_exists(pid))
-    try:
-        os.kill(pid, 0)  # Sends nothing.
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # Somebody else's process.
-    return True
-
-
-def _state(pid: str) -> tuple[bool, float]:
+def _state(pid: int) -> tuple[bool, float]:
     """Whether a process has ended without being waited for, and when it started."""
-    if _HAS_PROC:
-        # The name before the last bracket may hold anything; see proc_pid_stat(5).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0] in {"Z", "X"}, float(fields[19])
-    process = psutil.Process(None if pid == "self" else int(pid))
-    return process.status() == psutil.STATUS_ZOMBIE, process.create_time()
+    if not _HAS_PROC:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE, process.create_time()
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        os.kill(pid, 0)  # Sends nothing, but raises another error if the process is gone.
+        raise
+    # The name before the last bracket may hold anything; see proc_pid_stat(5).
+    fields = text.rpartition(")")[2].split()
+    return fields[0] in {"Z", "X"}, float(fields[19])

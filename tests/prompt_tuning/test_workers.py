@@ -219,7 +219,7 @@ def test_a_process_that_is_hidden_lives(
     here = workers.this_process()
     monkeypatch.setattr(workers, "this_process", lambda: here)
 
-    def hide(pid: str) -> tuple[bool, float]:
+    def hide(pid: int) -> tuple[bool, float]:
         raise error(pid)
 
     monkeypatch.setattr(workers, "_state", hide)
