@@ -6,6 +6,8 @@ A file holds the prompt's tensors by name and, as metadata, the kind of prompt a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from dataclasses import dataclass
 import hashlib
@@ -43,7 +45,6 @@ _FILE_NAME = "soft_prompt.safetensors"
 _FORMAT = "2"
 _METADATA = "llm_catalyst"
 _ATTRIBUTE = "soft_prompt_artifact"
-_RECORD = "soft_prompt"
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,8 @@ def folder_store(folder: str | Path) -> FileSystemArtifactStore:
     Raises:
         CheckpointError: If the folder cannot be made.
     """
-    try:
+    with _explained(f"{folder}: no folder for artifacts"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: no folder for artifacts: {error}") from error
     return FileSystemArtifactStore(base_path=str(folder))
 
 
@@ -113,16 +112,11 @@ def check_writable(store: ArtifactStore) -> None:
         CheckpointError: If one of them cannot be written.
     """
     probe = f"probe-{uuid.uuid4()}"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / _FILE_NAME).write_bytes(probe.encode())
+    with _explained("trained prompts cannot be stored, so no stage was started"):
+        with tempfile.TemporaryFile() as file:
+            file.write(probe.encode())
         store.write(probe, BytesIO(probe.encode()))
         store.remove(probe)
-    except Exception as error:  # A store may be anybody's.
-        raise CheckpointError(
-            "trained prompts cannot be stored, so no stage was started: "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
@@ -156,29 +150,27 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
         CheckpointError: If the file is not there, is none of ours or holds no whole prompt.
     """
     name = name or str(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own kind, OSError and more.
-        raise CheckpointError(f"{name}: not a safetensors file: {first_line(error)}") from error
-    not_ours = f"{name}: no soft prompt of this package (format {_FORMAT})"
-    try:
+    # safetensors raises its own kind of error, OSError and more.
+    with (
+        _explained(f"{name}: not a safetensors file"),
+        safe_open(str(path), framework="pt") as file,
+    ):
+        texts = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with _explained(f"{name}: no soft prompt of this package (format {_FORMAT})"):
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
-        trained = TrainedPrompt(Prompt(KINDS[metadata.kind], tensors), metadata.facts)
-        shape = tuple(trained.prompt.words().shape)
-    except (KeyError, ValueError, RecursionError, StopIteration) as error:
-        raise CheckpointError(f"{not_ours}: {first_line(error)}.") from error
-    if metadata.format != _FORMAT:
-        raise CheckpointError(f"{not_ours}: it has format {metadata.format!r}.")
+        if metadata.format != _FORMAT:
+            raise ValueError(f"it has format {metadata.format!r}")
+        prompt = Prompt(KINDS[metadata.kind], tensors)
+        shape = tuple(prompt.words().shape)
     if len(shape) != 3 or shape[:2] != (1, len(metadata.facts.token_ids)):
         raise CheckpointError(
             f"{name}: its prompt has the shape {shape}, "
             f"expected (1, {len(metadata.facts.token_ids)}, d)."
         )
-    if not trained.prompt.is_finite():
+    if not prompt.is_finite():
         raise CheckpointError(f"{name}: it holds numbers that are not finite.")
-    return trained
+    return TrainedPrompt(prompt, metadata.facts)
 
 
 def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None:
@@ -192,20 +184,17 @@ def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None
     """
     if not isinstance(trial, Trial):
         return
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _FILE_NAME
-            write(trained, path)
-            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-            artifact_id = upload_artifact(
-                artifact_store=store, file_path=str(path), study_or_trial=trial
-            )
-    except Exception as error:  # A store may be anybody's.
-        raise CheckpointError(
-            f"the soft prompt of trial {trial.number} cannot be stored: "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
-    records.save(trial, _RECORD, asdict(_Artifact(artifact_id, checksum)))
+    with (
+        _explained(f"the soft prompt of trial {trial.number} cannot be stored"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        path = Path(folder) / _FILE_NAME
+        write(trained, path)
+        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+        artifact_id = upload_artifact(
+            artifact_store=store, file_path=str(path), study_or_trial=trial
+        )
+    records.save(trial, "soft_prompt", asdict(_Artifact(artifact_id, checksum)))
     trial.set_user_attr(_ATTRIBUTE, artifact_id)
 
 
@@ -242,24 +231,14 @@ def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
     name = f"the soft prompt of trial {trial.number} (artifact {artifact_id})"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FILE_NAME
-        try:
+        with _explained(
+            f"{name} is not in this artifact store: give the store, or the folder, with which "
+            "the study was made"
+        ):
             download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact_id)
-        except Exception as error:  # A store may be anybody's.
-            raise CheckpointError(
-                f"{name} is not in this artifact store: give the store, or the folder, with which "
-                f"the study was made ({type(error).__name__}: {first_line(error)})."
-            ) from error
         trained = read(path, name=name)
         checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    _check(trial, trained, artifact_id, checksum, name)
-    return trained
-
-
-def _check(
-    trial: FrozenTrial, trained: TrainedPrompt, artifact_id: str, checksum: str, name: str
-) -> None:
-    """Raises if an artifact is not the one that the trial made."""
-    known = records.load(trial, _RECORD, _Artifact)
+    known = records.load(trial, "soft_prompt", _Artifact)
     if known not in (None, _Artifact(artifact_id, checksum)):
         raise CheckpointError(
             f"{name} is not the one that the trial stored: its id or its checksum is another."
@@ -271,3 +250,13 @@ def _check(
             f"{name} was trained from the tokens {list(trained.facts.token_ids)}, the trial "
             f"started from {list(token_ids)}: it belongs to another trial."
         )
+    return trained
+
+
+@contextmanager
+def _explained(problem: str) -> Iterator[None]:
+    """Whatever a store or a file raises, as one kind of error that says what it is about."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{problem}: {type(error).__name__}: {first_line(error)}") from error
