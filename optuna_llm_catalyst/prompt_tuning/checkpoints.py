@@ -18,9 +18,12 @@ import tempfile
 from typing import TYPE_CHECKING
 import uuid
 
+import optuna
 from optuna.artifacts import download_artifact
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts import upload_artifact
+from optuna.trial import BaseTrial
+from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -34,10 +37,8 @@ from optuna_llm_catalyst.schema import decode
 
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.artifacts._protocol import ArtifactStore
-    from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
+
 
 #: Where artifacts are kept unless a store is given.
 DEFAULT_FOLDER = Path("llm_catalyst_artifacts")
@@ -86,31 +87,15 @@ class _Metadata:
     facts: PromptFacts
 
 
-@dataclass(frozen=True)
-class _Artifact:
-    """What a trial's record says of its artifact."""
-
-    artifact_id: str
-    sha256: str
-
-
 def folder_store(folder: str | Path) -> FileSystemArtifactStore:
-    """A store in a folder, made if need be.
-
-    Raises:
-        CheckpointError: If the folder cannot be made.
-    """
+    """A store in a folder, made if need be; a CheckpointError if that cannot be."""
     with _explained(f"{folder}: no folder for artifacts"):
         Path(folder).mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(base_path=str(folder))
 
 
 def check_writable(store: ArtifactStore) -> None:
-    """Writes to a store and to the temporary folder, and takes it away again.
-
-    Raises:
-        CheckpointError: If one of them cannot be written.
-    """
+    """Raises a CheckpointError unless a store and the temporary folder can be written."""
     probe = f"probe-{uuid.uuid4()}"
     with _explained("trained prompts cannot be stored, so no stage was started"):
         with tempfile.TemporaryFile() as file:
@@ -120,11 +105,7 @@ def check_writable(store: ArtifactStore) -> None:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The best trial of a study.
-
-    Raises:
-        CheckpointError: If no trial is complete yet.
-    """
+    """The best trial of a study; a CheckpointError if no trial is complete yet."""
     try:
         return study.best_trial
     except ValueError as error:
@@ -142,15 +123,10 @@ def write(trained: TrainedPrompt, path: str | Path) -> None:
 def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
     """Reads a trained prompt from a safetensors file.
 
-    Args:
-        path: The file.
-        name: What to call it in errors; by default the path.
-
-    Raises:
-        CheckpointError: If the file is not there, is none of ours or holds no whole prompt.
+    Raises a CheckpointError, which names it by ``name`` or else by its path, if the file is not
+    there, is none of ours or holds no whole prompt.
     """
     name = name or str(path)
-    # safetensors raises its own kind of error, OSError and more.
     with (
         _explained(f"{name}: not a safetensors file"),
         safe_open(str(path), framework="pt") as file,
@@ -162,25 +138,20 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
         if metadata.format != _FORMAT:
             raise ValueError(f"it has format {metadata.format!r}")
         prompt = Prompt(KINDS[metadata.kind], tensors)
-        shape = tuple(prompt.words().shape)
-    if len(shape) != 3 or shape[:2] != (1, len(metadata.facts.token_ids)):
-        raise CheckpointError(
-            f"{name}: its prompt has the shape {shape}, "
-            f"expected (1, {len(metadata.facts.token_ids)}, d)."
-        )
-    if not prompt.is_finite():
-        raise CheckpointError(f"{name}: it holds numbers that are not finite.")
+        shape, length = tuple(prompt.words().shape), len(metadata.facts.token_ids)
+        if len(shape) != 3 or shape[:2] != (1, length):
+            raise ValueError(f"its prompt has the shape {shape}, expected (1, {length}, d)")
+        if not prompt.is_finite():
+            raise ValueError("it holds numbers that are not finite")
     return TrainedPrompt(prompt, metadata.facts)
 
 
 def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None:
     """Uploads a trained prompt as an artifact of a running trial.
 
-    Its id becomes the user attribute ``soft_prompt_artifact``, once the bytes are safe. Trials
-    that live in no storage (``FixedTrial``) have no artifacts.
-
-    Raises:
-        CheckpointError: If the store or the temporary folder cannot be written.
+    Its id becomes the user attribute ``soft_prompt_artifact``, once the bytes are safe; if they
+    cannot be stored, a CheckpointError says so. Trials that live in no storage (``FixedTrial``)
+    have no artifacts.
     """
     if not isinstance(trial, Trial):
         return
@@ -190,11 +161,11 @@ def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None
     ):
         path = Path(folder) / _FILE_NAME
         write(trained, path)
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
         artifact_id = upload_artifact(
             artifact_store=store, file_path=str(path), study_or_trial=trial
         )
-    records.save(trial, "soft_prompt", asdict(_Artifact(artifact_id, checksum)))
+        record = _record(artifact_id, path)
+    records.save(trial, "soft_prompt", record)
     trial.set_user_attr(_ATTRIBUTE, artifact_id)
 
 
@@ -237,9 +208,8 @@ def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
         ):
             download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact_id)
         trained = read(path, name=name)
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    known = records.load(trial, "soft_prompt", _Artifact)
-    if known not in (None, _Artifact(artifact_id, checksum)):
+        record = _record(artifact_id, path)
+    if (records.load(trial, "soft_prompt", dict[str, str]) or record) != record:
         raise CheckpointError(
             f"{name} is not the one that the trial stored: its id or its checksum is another."
         )
@@ -251,6 +221,11 @@ def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
             f"started from {list(token_ids)}: it belongs to another trial."
         )
     return trained
+
+
+def _record(artifact_id: str, path: Path) -> dict[str, str]:
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"artifact_id": artifact_id, "sha256": checksum}
 
 
 @contextmanager

@@ -140,7 +140,7 @@ class PromptTuningObjective:
         with self._model.metered() as passes:
             prompt = self.space.suggest(trial)
             stage = self._stage if self._make_stage is None else self._make_stage(trial)
-            refinement = stage_records.load_refinement(trial)
+            refinement = records.load(trial, "refinement", Refinement)
             if refinement is None:
                 start = self._model.start([prompt.token_ids], self._train, self._kind)
             else:
@@ -196,7 +196,8 @@ class PromptTuningObjective:
             {"origin": "refine", "refined_from": best.number},
         )
         try:
-            stage_records.record_refinement(trial, Refinement(best.number, n_steps))
+            continued = {"refined_from": best.number, "budget": n_steps}
+            records.save(trial, "refinement", continued)
             value = self(trial)
         except optuna.TrialPruned:
             return study.tell(trial, state=TrialState.PRUNED)

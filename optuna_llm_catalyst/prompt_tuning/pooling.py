@@ -112,7 +112,7 @@ class _DenseConfig:
 
 def transformer_folder(folder: Path) -> Path:
     """Where the transformer of a sentence encoder is: old ones keep it in ``0_Transformer``."""
-    modules = _modules(folder)
+    modules = _read(folder / "modules.json", list[_Module])
     return _inside(folder, modules[0]) if modules else folder
 
 
@@ -125,9 +125,9 @@ def read_pooling(folder: Path) -> Pooling:
     Raises:
         ValueError: If a module is not known here, or its files cannot be read.
     """
-    modules = _modules(folder)
+    modules = _read(folder / "modules.json", list[_Module])
     if not modules:
-        config = _config(folder)
+        config = _read(folder / "config.json", dict[str, Any])
         first = str((config.get("architectures") or [""])[0])
         is_causal = first.endswith("ForCausalLM") and config.get("is_causal", True) is not False
         return Pooling(("lasttoken",) if is_causal else ("mean",))
@@ -139,7 +139,8 @@ def read_pooling(folder: Path) -> Pooling:
     layers = [_layer(module, _inside(folder, module)) for module in modules[2:]]
     while layers and isinstance(layers[-1], Normalize):
         layers.pop()
-    return Pooling(_modes(_config(_inside(folder, modules[1]))), nn.Sequential(*layers))
+    config = _read(_inside(folder, modules[1]) / "config.json", dict[str, Any])
+    return Pooling(_modes(config), nn.Sequential(*layers))
 
 
 def _inside(folder: Path, module: _Module) -> Path:
@@ -161,7 +162,7 @@ def _modes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _layer(module: _Module, folder: Path) -> nn.Module:
-    config = _config(folder)
+    config = _read(folder / "config.json", dict[str, Any])
     for name in ("module_input_name", "module_output_name"):
         if config.get(name) not in (None, "sentence_embedding"):
             raise ValueError(f"its {module.kind} works on {config[name]}, not on pooled vectors.")
@@ -203,14 +204,6 @@ def _filled(layer: nn.Module, folder: Path, prefix: str) -> nn.Module:
         shapes = ", ".join(f"{name} of {tuple(value.shape)}" for name, value in own.items())
         raise ValueError(f"its {layer} does not match its weights, {shapes}") from error
     return layer.float()
-
-
-def _modules(folder: Path) -> list[_Module]:
-    return _read(folder / "modules.json", list[_Module])
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return _read(folder / "config.json", dict[str, Any])
 
 
 def _read(path: Path, kind: type[T]) -> T:

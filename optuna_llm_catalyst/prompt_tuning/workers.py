@@ -13,17 +13,14 @@ import os
 from pathlib import Path
 import platform
 import sys
-from typing import TYPE_CHECKING
 
 import optuna
+from optuna.trial import BaseTrial
 from optuna.trial import TrialState
 import psutil
 
 from optuna_llm_catalyst import records
 
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
 
 _HAS_PROC = sys.platform.startswith("linux")
 
@@ -85,10 +82,10 @@ def fail_dead_trials(study: optuna.Study) -> list[int]:
 def this_process() -> Worker:
     """The process that calls."""
     try:
-        boot, namespace, started = _boot(), _namespace(), _state(os.getpid())[1]
+        place, started = _place(), _state(os.getpid())[1]
     except (OSError, psutil.Error):  # As where there is no /proc.
-        boot, namespace, started = "", "", 0.0
-    return Worker(platform.node(), boot, namespace, os.getpid(), started)
+        place, started = ("", ""), 0.0
+    return Worker(platform.node(), *place, os.getpid(), started)
 
 
 def _is_dead(worker: Worker, here: Worker) -> bool:
@@ -104,18 +101,14 @@ def _is_dead(worker: Worker, here: Worker) -> bool:
     return is_zombie or started != worker.started
 
 
-def _boot() -> str:
-    if _HAS_PROC:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return str(psutil.boot_time())
-
-
-def _namespace() -> str:
+def _place() -> tuple[str, str]:
+    """This boot of the machine, and where process ids are valid; empty if that is not known."""
     if not _HAS_PROC:
-        return "the only one"
+        return str(psutil.boot_time()), "the only one"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     # A container may see the processes of its host there.
     is_ours = os.readlink("/proc/self") == str(os.getpid())
-    return os.readlink("/proc/self/ns/pid") if is_ours else ""
+    return boot, os.readlink("/proc/self/ns/pid") if is_ours else ""
 
 
 def _state(pid: int) -> tuple[bool, float]:

@@ -35,15 +35,7 @@ def embed_tokens(encoder: Any, ids: Tensor) -> Tensor:
 
 
 def check_embeds(encoder: nn.Module, tokenizer: Any) -> None:
-    """Checks by one small pass that embeddings can stand in for token ids.
-
-    Args:
-        encoder: The encoder, in eval mode.
-        tokenizer: Its tokenizer.
-
-    Raises:
-        ValueError: If the encoder takes no embeddings, or does more with ids than embed them.
-    """
+    """Raises unless embeddings can stand in for token ids, of an encoder in eval mode."""
     rest = _tokenize(tokenizer, encoder, ["a b c"])
     ids = rest.pop("input_ids")
     try:
@@ -76,12 +68,8 @@ def encode_texts(
 ) -> Split:
     """Tokenises examples with their special tokens, padded on the right to the longest.
 
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        examples: The examples.
-        encoder: The encoder, which knows how many positions it has and where it lives.
-        max_length: Tokens at which a text is cut; None for all that the encoder can take.
-        n_reserved: Positions to leave for a prompt.
+    A text is cut at ``max_length`` tokens, and where the encoder's positions end, of which
+    ``n_reserved`` are left for a prompt.
     """
     if not examples:
         raise ValueError("`examples` must not be empty.")
@@ -157,15 +145,13 @@ def splice_prompts(
     Positions are left to the encoder, which counts them over the whole sequence.
 
     Args:
-        prompts: Virtual tokens of shape ``(P, 1, L, d)``, or ``(P, N, L, d)`` where each text has
-            its own.
-        tokens: The texts' ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
-        embedded: The texts' tokens as :func:`embed_tokens` gives them, ``(N, T, d)``.
+        prompts: Virtual tokens, ``(P, 1, L, d)``, or ``(P, N, L, d)`` if each text has its own.
+        tokens: What the encoder reads of the texts, ``(N, T)`` each.
+        embedded: Their tokens as :func:`embed_tokens` gives them, ``(N, T, d)``.
         offset: How many tokens stay in front of the prompt.
 
     Returns:
-        Embeddings of shape ``(P*N, L+T, d)``, prompt by prompt, in the encoder's precision, and
-        the other inputs that belong to them.
+        Embeddings ``(P*N, L+T, d)`` in the encoder's precision, and what else it reads.
     """
     n_prompts, _, length, _ = prompts.shape
     texts = embedded.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
