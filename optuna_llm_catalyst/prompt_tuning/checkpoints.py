@@ -50,15 +50,7 @@ _ATTRIBUTE = "soft_prompt_artifact"
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """What a trained prompt is, beside its tensors.
-
-    Attributes:
-        text: The restart prompt it was trained from.
-        token_ids: Its token ids.
-        labels: The label names, in the order of the log-probabilities.
-        model_name: The frozen model.
-        fingerprint: The frozen model's fingerprint.
-    """
+    """The words that a prompt was trained from, the labels in order, and the frozen model."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -185,14 +177,12 @@ def load_soft_prompt(
     Raises:
         CheckpointError: If the trial has no soft prompt, or the store holds none or another.
     """
-    if trial_number is None:
-        trial = best_trial(study)
-    else:
-        found = [t for t in study.get_trials(deepcopy=False) if t.number == trial_number]
-        if not found:
-            raise CheckpointError(f"study {study.study_name!r} has no trial {trial_number}.")
-        trial = found[0]
-    return _load(trial, artifact_store or FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER)))
+    number = best_trial(study).number if trial_number is None else trial_number
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    if number not in trials:
+        raise CheckpointError(f"study {study.study_name!r} has no trial {number}.")
+    store = artifact_store or FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER))
+    return _load(trials[number], store)
 
 
 def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:

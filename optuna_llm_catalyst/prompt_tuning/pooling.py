@@ -117,13 +117,10 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """The pooling of a folder.
+    """The pooling of a folder; a ValueError says which module or file cannot be read.
 
     A folder without ``modules.json`` is pooled as sentence-transformers does it: by the last
     token if it holds a causal language model, else by the mean.
-
-    Raises:
-        ValueError: If a module is not known here, or its files cannot be read.
     """
     modules = _read(folder / "modules.json", list[_Module])
     if not modules:

