@@ -13,7 +13,6 @@ from dataclasses import replace
 import json
 import os
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,9 +20,8 @@ from optuna_llm_catalyst.exceptions import DataError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import SchemaError
+from optuna_llm_catalyst.schema import T
 
-
-T = TypeVar("T")
 
 _MAX_LABEL = 200
 _MAX_LISTED = 20

@@ -10,7 +10,6 @@ from dataclasses import field
 import json
 from pathlib import Path
 from typing import Any
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,9 +17,8 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.schema import decode
+from optuna_llm_catalyst.schema import T
 
-
-T = TypeVar("T")
 
 #: The modes by their names in sentence-transformers, in the order in which it concatenates
 #: them, each with its flag in older files.
@@ -94,6 +92,10 @@ class _Module:
     type: str
     path: str = ""
 
+    def __post_init__(self) -> None:
+        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+            raise ValueError(f"its path is {self.path!r}, which is outside the model")
+
     @property
     def kind(self) -> str:
         """The name of the class; its place in the package differs between versions."""
@@ -113,7 +115,7 @@ class _DenseConfig:
 def transformer_folder(folder: Path) -> Path:
     """Where the transformer of a sentence encoder is: old ones keep it in ``0_Transformer``."""
     modules = _read(folder / "modules.json", list[_Module])
-    return _inside(folder, modules[0]) if modules else folder
+    return folder / modules[0].path if modules else folder
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -133,21 +135,11 @@ def read_pooling(folder: Path) -> Pooling:
         raise ValueError(
             f"modules.json lists {names}: it must begin with a Transformer and a Pooling."
         )
-    layers = [_layer(module, _inside(folder, module)) for module in modules[2:]]
+    layers = [_layer(module, folder / module.path) for module in modules[2:]]
     while layers and isinstance(layers[-1], Normalize):
         layers.pop()
-    config = _read(_inside(folder, modules[1]) / "config.json", dict[str, Any])
+    config = _read(folder / modules[1].path / "config.json", dict[str, Any])
     return Pooling(_modes(config), nn.Sequential(*layers))
-
-
-def _inside(folder: Path, module: _Module) -> Path:
-    """A module's folder. The path comes from a file that somebody else wrote."""
-    path = Path(module.path)
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(
-            f"modules.json names the folder {module.path!r}, which is outside the model."
-        )
-    return folder / path
 
 
 def _modes(config: dict[str, Any]) -> tuple[str, ...]:
