@@ -30,15 +30,9 @@ class Worker:
     """A process, as its trials record it.
 
     A process id means something only within one boot and one PID namespace (a container has its
-    own), and is used again by processes that start later.
-
-    Attributes:
-        host: Name of the machine.
-        boot: What tells this boot of the machine from others; empty if that is not known.
-        namespace: Where the process id is valid; empty if that is not known.
-        pid: The process id.
-        started: When the process started: in clock ticks since the boot where the system tells,
-            which no step of the clock changes, else in seconds since 1970.
+    own); each is empty if it is not known. Ids are used again by processes that start later:
+    ``started`` is in clock ticks since the boot where the system tells, which no step of the
+    clock changes, else in seconds since 1970.
     """
 
     host: str
