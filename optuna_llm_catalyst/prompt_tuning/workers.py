@@ -2,9 +2,7 @@
 
 A stage that dies by SIGKILL leaves its trial RUNNING for ever. Optuna's heartbeat notices after
 minutes and in relational storages only; on the same machine the process table knows at once.
-
-A process id means something only within one boot and one PID namespace (a container has its
-own). Whatever is not known to be dead is left alone.
+Whatever is not known to be dead is left alone.
 """
 
 from __future__ import annotations
@@ -15,17 +13,14 @@ import os
 from pathlib import Path
 import platform
 import sys
-from typing import TYPE_CHECKING
 
 import optuna
+from optuna.trial import BaseTrial
 from optuna.trial import TrialState
 import psutil
 
 from optuna_llm_catalyst import records
 
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
 
 _HAS_PROC = sys.platform.startswith("linux")
 
@@ -34,14 +29,10 @@ _HAS_PROC = sys.platform.startswith("linux")
 class Worker:
     """A process, as its trials record it.
 
-    Attributes:
-        host: Name of the machine.
-        boot: What tells this boot of the machine from others; empty if that is not known.
-        namespace: Where the process id is valid; empty if that is not known.
-        pid: The process id.
-        started: When the process started. Ids are used again, by processes that start later.
-            In clock ticks since the boot where the system tells, which no step of the clock
-            changes, else in seconds since 1970.
+    A process id means something only within one boot and one PID namespace (a container has its
+    own); each is empty if it is not known. Ids are used again by processes that start later:
+    ``started`` is in clock ticks since the boot where the system tells, which no step of the
+    clock changes, else in seconds since 1970.
     """
 
     host: str
@@ -85,58 +76,45 @@ def fail_dead_trials(study: optuna.Study) -> list[int]:
 def this_process() -> Worker:
     """The process that calls."""
     try:
-        boot, namespace, started = _boot(), _namespace(), _state("self")[1]
+        place, started = _place(), _state(os.getpid())[1]
     except (OSError, psutil.Error):  # As where there is no /proc.
-        boot, namespace, started = "", "", 0.0
-    return Worker(platform.node(), boot, namespace, os.getpid(), started)
+        place, started = ("", ""), 0.0
+    return Worker(platform.node(), *place, os.getpid(), started)
 
 
 def _is_dead(worker: Worker, here: Worker) -> bool:
-    if not (worker.host and worker.boot and worker.namespace):
-        return False
     place = (worker.host, worker.boot, worker.namespace)
-    if place != (here.host, here.boot, here.namespace):
+    if not all(place) or place != (here.host, here.boot, here.namespace):
         return False
-    if not _exists(worker.pid):
-        return True
     try:
-        is_zombie, started = _state(str(worker.pid))
+        is_zombie, started = _state(worker.pid)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return True
     except (OSError, psutil.Error):
         return False  # It may be somebody else's, which the system hides.
     return is_zombie or started != worker.started
 
 
-def _boot() -> str:
-    if _HAS_PROC:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return str(psutil.boot_time())
-
-
-def _namespace() -> str:
+def _place() -> tuple[str, str]:
+    """This boot of the machine, and where process ids are valid; empty if that is not known."""
     if not _HAS_PROC:
-        return "the only one"
+        return str(psutil.boot_time()), "the only one"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     # A container may see the processes of its host there.
     is_ours = os.readlink("/proc/self") == str(os.getpid())
-    return os.readlink("/proc/self/ns/pid") if is_ours else ""
+    return boot, os.readlink("/proc/self/ns/pid") if is_ours else ""
 
 
-def _exists(pid: int) -> bool:
-    if not _HAS_PROC:
-        return bool(psutil.pid_exists(pid))
-    try:
-        os.kill(pid, 0)  # Sends nothing.
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # Somebody else's process.
-    return True
-
-
-def _state(pid: str) -> tuple[bool, float]:
+def _state(pid: int) -> tuple[bool, float]:
     """Whether a process has ended without being waited for, and when it started."""
-    if _HAS_PROC:
-        # The name before the last bracket may hold anything; see proc_pid_stat(5).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return fields[0] in {"Z", "X"}, float(fields[19])
-    process = psutil.Process(None if pid == "self" else int(pid))
-    return process.status() == psutil.STATUS_ZOMBIE, process.create_time()
+    if not _HAS_PROC:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE, process.create_time()
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        os.kill(pid, 0)  # Sends nothing, but raises another error if the process is gone.
+        raise
+    # The name before the last bracket may hold anything; see proc_pid_stat(5).
+    fields = text.rpartition(")")[2].split()
+    return fields[0] in {"Z", "X"}, float(fields[19])

@@ -17,7 +17,6 @@ from torch import Tensor
 from optuna_llm_catalyst import ModelNotFoundError
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
 from optuna_llm_catalyst.prompt_tuning.models.tokens import encode_texts
-from optuna_llm_catalyst.prompt_tuning.pooling import mean_pool
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import read_pooling
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
@@ -265,7 +264,6 @@ def test_the_mean_is_bit_for_bit_the_mean() -> None:
     weights = mask.unsqueeze(-1).float()
     expected = (hidden.float() * weights).sum(1) / weights.sum(1).clamp(min=1)
     assert torch.equal(Pooling()(hidden, mask), expected)
-    assert torch.equal(mean_pool(hidden, mask), expected)
 
 
 def test_gradients_reach_the_hidden_states_and_not_the_layers() -> None:

@@ -400,22 +400,23 @@ def test_without_a_hub_the_default_model_comes_from_its_package(minilm: Pretrain
     assert minilm.tokenizer.tokenize("calm answer") == ["calm", "answer"]
 
 
+#: What stands for the weights in the package, and what the message must say.
+FAULTY_PACKAGES: dict[str, tuple[bytes | None, str]] = {
+    "other weights": (b"corrupt", "have the sha256 .*, expected 53aa5.* reinstall"),
+    "no weights": (None, r"has no model\.safetensors"),
+}
+
+
 @pytest.mark.usefixtures("offline")
-def test_a_packaged_copy_with_other_weights_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("case", FAULTY_PACKAGES)
+def test_a_faulty_packaged_copy_is_refused(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_package(tmp_path, monkeypatch)
-    (model / "model.safetensors").write_bytes(b"corrupt")
-    with pytest.raises(ModelNotFoundError, match="have the sha256 .*, expected 53aa5.* reinstall"):
-        load_pretrained()
-
-
-@pytest.mark.usefixtures("offline")
-def test_a_packaged_copy_without_weights_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_package(tmp_path, monkeypatch)
-    with pytest.raises(ModelNotFoundError, match=r"has no model\.safetensors"):
+    weights, message = FAULTY_PACKAGES[case]
+    if weights is not None:
+        (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ModelNotFoundError, match=message):
         load_pretrained()
 
 

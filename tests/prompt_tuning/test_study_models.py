@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from optuna_llm_catalyst import CheckpointError
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst import StudyMismatchError
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
@@ -19,7 +20,7 @@ from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.prompt_tuning.stage_records import load_stage
+from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 from .tiny import LABELS
@@ -135,7 +136,7 @@ def test_a_trial_says_how_its_stage_ran(model_name: str, store: Store) -> None:
     objective = make_objective(model_name, store=store, stage=stage)
     study = optuna.create_study()
     study.optimize(objective, n_trials=1)
-    record = load_stage(study.trials[0])
+    record = records.load(study.trials[0], "stage", StageRecord)
     assert record is not None
     model = TASK_MODELS[model_name]()
     assert (record.model.name, record.model.fingerprint) == ("bert", model.fingerprint)
@@ -158,7 +159,7 @@ def test_other_settings_show_in_the_record(
 ) -> None:
     objective = make_objective(store=store, **options)
     study.optimize(objective, n_trials=1)
-    one, two = (load_stage(trial) for trial in study.trials)
+    one, two = (records.load(trial, "stage", StageRecord) for trial in study.trials)
     assert one is not None
     assert two is not None
     assert one.model == two.model
@@ -173,14 +174,14 @@ def test_a_trial_of_its_own_stage_says_which(store: Store) -> None:
     study.optimize(objective, n_trials=2)
     assert objective.stage_settings == {}
     for trial in study.trials:
-        record = load_stage(trial)
+        record = records.load(trial, "stage", StageRecord)
         assert record is not None
         assert record.settings["lr"] == trial.params["lr"]
 
 
 def test_a_refined_stage_says_its_own_budget(study: optuna.Study, store: Store) -> None:
     refined = make_objective(store=store).refine(study, n_steps=4)
-    record = load_stage(refined)
+    record = records.load(refined, "stage", StageRecord)
     assert record is not None
     assert record.settings["n_steps"] == 4
 

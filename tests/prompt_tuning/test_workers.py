@@ -157,12 +157,12 @@ def test_a_trial_of_elsewhere_is_left_alone(case: str, dead_pid: int) -> None:
     assert states(study) == [TrialState.RUNNING]
 
 
-@pytest.mark.parametrize("unknown", ["_boot", "_namespace"])
+@pytest.mark.parametrize("place", [("", "pid:[1]"), ("0f0f", "")])
 def test_where_this_place_is_unknown_all_are_left_alone(
-    unknown: str, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+    place: tuple[str, str], dead_pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = optuna.create_study()
-    monkeypatch.setattr(workers, unknown, lambda: "")
+    monkeypatch.setattr(workers, "_place", lambda: place)
     ask(study, pid=dead_pid)
     assert fail_dead_trials(study) == []
 
@@ -219,7 +219,7 @@ def test_a_process_that_is_hidden_lives(
     here = workers.this_process()
     monkeypatch.setattr(workers, "this_process", lambda: here)
 
-    def hide(pid: str) -> tuple[bool, float]:
+    def hide(pid: int) -> tuple[bool, float]:
         raise error(pid)
 
     monkeypatch.setattr(workers, "_state", hide)

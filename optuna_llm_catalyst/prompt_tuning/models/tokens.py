@@ -35,40 +35,27 @@ def embed_tokens(encoder: Any, ids: Tensor) -> Tensor:
 
 
 def check_embeds(encoder: nn.Module, tokenizer: Any) -> None:
-    """Checks by one small pass that embeddings can stand in for token ids.
-
-    Raises:
-        ValueError: If the encoder takes no embeddings, or does more with ids than embed them.
-    """
-    device = next(encoder.parameters()).device
-    tokens = _tokenize(tokenizer, ["a b c"], device=device)
-    was_training = encoder.training
-    encoder.eval()
+    """Raises unless embeddings can stand in for token ids, of an encoder in eval mode."""
+    rest = _tokenize(tokenizer, encoder, ["a b c"])
+    ids = rest.pop("input_ids")
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            embedded = embed_tokens(encoder, tokens["input_ids"])
-            by_id = encoder(**tokens).last_hidden_state
-            rest = {name: value for name, value in tokens.items() if name != "input_ids"}
+            by_id = encoder(input_ids=ids, **rest).last_hidden_state
+            embedded = embed_tokens(encoder, ids)
             by_embedding = encoder(inputs_embeds=embedded, **rest).last_hidden_state
+        if by_id.shape[:2] != ids.shape:
+            raise ValueError("it gives no hidden state for each token")
+        scale = by_id.abs().max().item()
+        if not torch.allclose(by_id, by_embedding, rtol=1e-3, atol=1e-3 * scale):
+            raise ValueError("it does more with token ids than embed them")
     # An encoder may be anybody's, and raises what it likes.
     except Exception as error:
-        raise ValueError(_no_prompt(encoder, first_line(error))) from error
-    finally:
-        encoder.train(was_training)
-    if by_id.shape[:2] != tokens["input_ids"].shape:
-        raise ValueError(_no_prompt(encoder, "it gives no hidden state for each token"))
-    scale = by_id.abs().max().item()
-    if not torch.allclose(by_id, by_embedding, rtol=1e-3, atol=1e-3 * scale):
-        raise ValueError(_no_prompt(encoder, "it does more with token ids than embed them"))
-
-
-def _no_prompt(encoder: nn.Module, reason: str) -> str:
-    has_decoder = getattr(getattr(encoder, "config", None), "is_encoder_decoder", False)
-    hint = "; take its encoder: `model.get_encoder()`" if has_decoder else ""
-    return (
-        f"{type(encoder).__name__} cannot take a soft prompt, because embeddings cannot replace "
-        f"its token ids ({reason}){hint}."
-    )
+        has_decoder = getattr(getattr(encoder, "config", None), "is_encoder_decoder", False)
+        hint = "; take its encoder: `model.get_encoder()`" if has_decoder else ""
+        raise ValueError(
+            f"{type(encoder).__name__} cannot take a soft prompt, because embeddings cannot "
+            f"replace its token ids ({first_line(error)}){hint}."
+        ) from error
 
 
 def encode_texts(
@@ -81,12 +68,8 @@ def encode_texts(
 ) -> Split:
     """Tokenises examples with their special tokens, padded on the right to the longest.
 
-    Args:
-        tokenizer: A Hugging Face tokenizer.
-        examples: The examples.
-        encoder: The encoder, which knows how many positions it has and where it lives.
-        max_length: Tokens at which a text is cut; None for all that the encoder can take.
-        n_reserved: Positions to leave for a prompt.
+    A text is cut at ``max_length`` tokens, and where the encoder's positions end, of which
+    ``n_reserved`` are left for a prompt.
     """
     if not examples:
         raise ValueError("`examples` must not be empty.")
@@ -97,42 +80,36 @@ def encode_texts(
             f"Some examples have a `text_pair`, {single[:60]!r} has none: give all of them one."
         )
     limit = max_positions(tokenizer, encoder) - n_reserved
-    if limit <= n_special_tokens(tokenizer):
+    if limit <= tokenizer.num_special_tokens_to_add(pair=True):
         raise ValueError(
             f"The encoder has {limit + n_reserved} positions, of which {n_reserved} are kept for "
             "the prompt: no room for a text is left. Lower `max_virtual_tokens`."
         )
-    device = next(encoder.parameters()).device
     inputs = _tokenize(
         tokenizer,
+        encoder,
         [example.text for example in examples],
         pairs if any(pairs) else None,
         truncation=True,
         max_length=limit if max_length is None else min(limit, max_length),
-        device=device,
     )
+    mask = inputs["attention_mask"]
     return Split(
         examples=tuple(examples),
-        labels=torch.tensor([example.label for example in examples], device=device),
+        labels=torch.tensor([example.label for example in examples], device=mask.device),
         fields={name: Field(rows, pad_axis=1) for name, rows in inputs.items()},
-        lengths=tuple(inputs["attention_mask"].sum(1).tolist()),
+        lengths=tuple(mask.sum(1).tolist()),
     )
-
-
-def n_special_tokens(tokenizer: Any) -> int:
-    """Special tokens that frame a pair of texts."""
-    return int(tokenizer.num_special_tokens_to_add(pair=True))
 
 
 def _tokenize(
     tokenizer: Any,
+    encoder: nn.Module,
     texts: Sequence[str],
     pairs: Sequence[str | None] | None = None,
-    *,
-    device: torch.device,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Texts to tensors (N, T), padded on the right.
+    """Texts to tensors (N, T) on the encoder's device, padded on the right.
 
     Tokenizers pad on either side, and those without a padding token refuse to: it is done here.
     """
@@ -142,13 +119,14 @@ def _tokenize(
         "token_type_ids": tokenizer.pad_token_type_id,
         "attention_mask": 0,
     }
+    device = next(encoder.parameters()).device
     return {
         name: pad_sequence(
             [torch.tensor(row, dtype=torch.long) for row in encoded[name]],
             batch_first=True,
-            padding_value=fill[name],
+            padding_value=padding,
         ).to(device)
-        for name in fill
+        for name, padding in fill.items()
         if name in encoded
     }
 
@@ -167,28 +145,25 @@ def splice_prompts(
     Positions are left to the encoder, which counts them over the whole sequence.
 
     Args:
-        prompts: Virtual tokens of shape ``(P, 1, L, d)``, or ``(P, N, L, d)`` where each text has
-            its own.
-        tokens: The texts' ``attention_mask`` and perhaps ``token_type_ids``, ``(N, T)`` each.
-        embedded: The texts' tokens as :func:`embed_tokens` gives them, ``(N, T, d)``.
+        prompts: Virtual tokens, ``(P, 1, L, d)``, or ``(P, N, L, d)`` if each text has its own.
+        tokens: What the encoder reads of the texts, ``(N, T)`` each.
+        embedded: Their tokens as :func:`embed_tokens` gives them, ``(N, T, d)``.
         offset: How many tokens stay in front of the prompt.
 
     Returns:
-        Embeddings of shape ``(P*N, L+T, d)``, prompt by prompt, in the encoder's precision, and
-        the other inputs that belong to them.
+        Embeddings ``(P*N, L+T, d)`` in the encoder's precision, and what else it reads.
     """
     n_prompts, _, length, _ = prompts.shape
     texts = embedded.unsqueeze(0).expand(n_prompts, -1, -1, -1)  # (P, N, T, d)
     spread = prompts.to(texts.dtype).expand(-1, len(embedded), -1, -1)  # (P, N, L, d)
     embeddings = torch.cat([texts[:, :, :offset], spread, texts[:, :, offset:]], dim=2)
     inputs = {}
-    for name in ("attention_mask", "token_type_ids"):
-        if name in tokens:
-            rows = tokens[name]  # (N, T)
-            # The prompt is always attended to and belongs to the segment it stands in.
-            filler = rows[:, :1].expand(-1, length)
-            with_prompt = torch.cat([rows[:, :offset], filler, rows[:, offset:]], dim=1)
-            inputs[name] = with_prompt.repeat(n_prompts, 1)  # (P*N, L+T)
+    for name in tokens.keys() - {"input_ids"}:
+        rows = tokens[name]  # (N, T)
+        # The prompt is always attended to and belongs to the segment it stands in.
+        filler = rows[:, :1].expand(-1, length)
+        with_prompt = torch.cat([rows[:, :offset], filler, rows[:, offset:]], dim=1)
+        inputs[name] = with_prompt.repeat(n_prompts, 1)  # (P*N, L+T)
     return embeddings.flatten(0, 1), inputs
 
 
@@ -198,14 +173,10 @@ def max_positions(tokenizer: Any, encoder: nn.Module) -> int:
     positions = getattr(config, "max_position_embeddings", None) or 0
     if positions < 1:  # XLNet says -1, T5 says nothing: their positions are relative.
         positions = _DEFAULT_POSITIONS
-    limit = min(positions - _first_position(encoder), tokenizer.model_max_length)
-    return int(limit)
-
-
-def _first_position(encoder: nn.Module) -> int:
-    """The row at which positions start: RoBERTa and its kin count from behind the padding's."""
     for name, module in encoder.named_modules():
         if name.endswith("position_embeddings"):
+            # RoBERTa and its kin count positions from behind the padding's.
             padding = getattr(module, "padding_idx", None)
-            return 0 if padding is None else int(padding) + 1
-    return 0
+            positions -= 0 if padding is None else padding + 1
+            break
+    return int(min(positions, tokenizer.model_max_length))
