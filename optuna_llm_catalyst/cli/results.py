@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 import shlex
 import sys
-from typing import Any
 
 import optuna
+from rich.table import Table
 
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
@@ -16,6 +16,7 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning.objective import TestScore
 
 
 def print_results(
@@ -23,48 +24,41 @@ def print_results(
 ) -> None:
     """Prints the study's stages, and tests the chosen and the first one."""
     rows = report.stage_rows(study)
-    chosen, first = report.chosen(rows), report.first(rows)
-    named = [(name, row) for name, row in (("chosen", chosen), ("first", first)) if row]
-    tested = {
-        name: _test(study, objective, row.number) for name, row in named if objective.task.test
+    # The first complete stage is what prompt tuning without restarts comes to.
+    first = next((row for row in rows if row.state == "complete"), None)
+    stages = {"chosen": report.chosen(rows), "first": first}
+    numbers = {name: row.number for name, row in stages.items() if row}
+    tested = {n: _test(study, objective, i) for n, i in numbers.items() if objective.task.test}
+
+    def parts() -> Iterator[str | Table]:
+        yield from report.stages(rows)
+        if "chosen" in numbers:
+            yield f"Chosen by validation loss: stage {numbers['chosen']}."
+        for name, score in tested.items():
+            if score is not None:
+                yield (
+                    f"  test accuracy of the {name} stage ({numbers[name]}): "
+                    f"{score.accuracy:.1%} on {score.n_examples} examples"
+                )
+        yield f"Next: {_dashboard_command(options.storage, options.artifacts)}"
+
+    document = {
+        **report.document(study, rows),
+        "storage": options.storage,
+        "resumed": resumed,
+        "first": numbers.get("first"),
+        "test": tested,
     }
-    if options.json:
-        document = {
-            "study": study.study_name,
-            "storage": options.storage,
-            "resumed": resumed,
-            "stages": [asdict(row) for row in rows],
-            "chosen": chosen and chosen.number,
-            "first": first and first.number,
-            "test": tested,
-        }
-        output.print_json(document)
-        return
-    report.print_stages(rows)
-    if chosen is not None:
-        output.tell(f"Chosen by validation loss: stage {chosen.number}.")
-    for name, row in named:
-        score = tested.get(name)
-        if score is not None:
-            output.tell(
-                f"  test accuracy of the {name} stage ({row.number}): {score['accuracy']:.1%} "
-                f"on {score['n_examples']} examples"
-            )
-    output.tell(f"Next: {_dashboard_command(options.storage, options.artifacts)}")
+    output.report(document, parts(), as_json=options.json)
 
 
-def _test(
-    study: optuna.Study, objective: PromptTuningObjective, number: int
-) -> dict[str, Any] | None:
+def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:
+    store = objective.artifact_store
     try:
-        trained = load_soft_prompt(
-            study, trial_number=number, artifact_store=objective.artifact_store
-        )
-        score = objective.test(trained)
+        return objective.test(load_soft_prompt(study, trial_number=number, artifact_store=store))
     except CheckpointError as error:
         output.say(f"warning: no test score of stage {number}: {error}")
         return None
-    return {"loss": score.loss, "accuracy": score.accuracy, "n_examples": score.n_examples}
 
 
 def _dashboard_command(storage: str, artifacts: Path) -> str:
