@@ -67,8 +67,8 @@ def _add(name: str, kind: type[Any]) -> None:
         _check_texts(values)
         try:
             # Here, as some of the modules import torch.
-            module = import_module(f"optuna_llm_catalyst.cli.{name.replace('-', '_')}")
-            return int(module.run(kind(**values)))
+            module: Any = import_module(f"optuna_llm_catalyst.cli.{name.replace('-', '_')}")
+            return module.run(kind(**values)) or 0
         except KeyboardInterrupt:
             output.say("Interrupted.")
             return 128 + signal.SIGINT

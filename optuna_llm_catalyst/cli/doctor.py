@@ -11,16 +11,14 @@ import time
 
 from rich.table import Table
 
+from optuna_llm_catalyst import providers
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import DoctorOptions
 from optuna_llm_catalyst.exceptions import CatalystError
+from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.proposers import reply
-from optuna_llm_catalyst.providers import CompletionRequest
-from optuna_llm_catalyst.providers import OllamaProvider
-from optuna_llm_catalyst.providers import Provider
-from optuna_llm_catalyst.providers import ReplayProvider
 from optuna_llm_catalyst.schema import decode
 
 
@@ -81,32 +79,58 @@ def _model(options: DoctorOptions) -> Finding:
 
         trusts = options.trust_remote_code
         model = load_pretrained(options.model, device="cpu", trust_remote_code=trusts)
-    except ImportError as error:
-        return Finding(what, False, True, f"not looked for: {error}")
-    except CatalystError as error:
+    except (ImportError, CatalystError) as error:
         return Finding(what, False, True, str(error))
     return Finding(what, True, True, f"loads, from {model.source}")
 
 
 def _llm(options: DoctorOptions) -> Iterator[Finding]:
-    """Who would propose, and, where an LLM would, how it answers.
+    """Who would propose, and, where an LLM would, how it answers two tiny requests.
 
     Without an LLM tuning runs all the same, by mutation; one that is named is needed.
     """
-    needed = options.llm != "auto"
+    what, needed = f"LLM {options.llm}", True
     try:
         provider, line = choose_llm(options, device=options.device)
+        needed = options.llm != "auto"
+        yield Finding(what, provider is not None or needed, needed, line)
+        if isinstance(provider, providers.OllamaProvider):
+            yield from _ollama(provider, options.num_ctx)
+        if provider is None or isinstance(provider, providers.ReplayProvider):
+            return
+        texts = []
+        for seed, what in enumerate(("  first reply", "  second reply")):
+            output.say(f"Waiting for {provider.name}: {what.strip()} …")
+            started = time.monotonic()
+            request = providers.CompletionRequest(_QUESTION, reply.schema(2), seed)
+            completion = provider.complete(request)
+            texts.append(completion.text)
+            detail = f"{time.monotonic() - started:.1f} s"
+            loading = completion.details.get("load_seconds")
+            if loading:
+                detail += f", {loading:.1f} s of it to load the model"
+            yield Finding(what, True, needed, detail)
+        what = "  JSON schema"
+        is_kept = all([_keeps_schema(text) for text in texts])
+        detail = "kept" if is_kept else "not kept to the letter, but the prompts can be read"
+        yield Finding(what, True, needed, detail)
+    except InvalidReplyError as error:
+        yield Finding(what, False, needed, f"no usable reply: {error}")
     except (CatalystError, ValueError) as error:
-        yield Finding(f"LLM {options.llm}", False, True, str(error))
-        return
-    yield Finding(f"LLM {options.llm}", provider is not None or needed, needed, line)
-    if isinstance(provider, OllamaProvider):
-        yield from _ollama(provider, options.num_ctx)
-    if provider is not None and not isinstance(provider, ReplayProvider):
-        yield from _round_trips(provider, needed=needed)
+        yield Finding(what, False, needed, str(error))
 
 
-def _ollama(provider: OllamaProvider, num_ctx: int) -> Iterator[Finding]:
+def _keeps_schema(text: str) -> bool:
+    """Whether a reply is what the schema says and nothing else; raises if it is of no use."""
+    reply.parse(text)
+    try:
+        decode(dict[str, tuple[str, str]], json.loads(text))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _ollama(provider: providers.OllamaProvider, num_ctx: int) -> Iterator[Finding]:
     try:
         yield Finding("  server", True, False, f"Ollama {provider.server_version()}")
         trained = provider.model_context_length()
@@ -119,33 +143,3 @@ def _ollama(provider: OllamaProvider, num_ctx: int) -> Iterator[Finding]:
     elif trained < num_ctx:
         detail = f"the model has {trained} tokens, below {num_ctx}: pass --num-ctx {trained}"
     yield Finding("  context", trained is None or trained >= num_ctx, False, detail)
-
-
-def _round_trips(provider: Provider, *, needed: bool) -> Iterator[Finding]:
-    """Two tiny proposals: how long, and does the LLM keep to the schema?"""
-    texts = []
-    for seed, name in enumerate(("first reply", "second reply")):
-        output.say(f"Waiting for {provider.name}: {name} …")
-        started = time.monotonic()
-        try:
-            completion = provider.complete(CompletionRequest(_QUESTION, reply.schema(2), seed))
-        except ProviderError as error:
-            yield Finding(f"  {name}", False, needed, str(error))
-            return
-        texts.append(completion.text)
-        detail = f"{time.monotonic() - started:.1f} s"
-        loading = completion.details.get("load_seconds")
-        if loading:
-            detail += f", {loading:.1f} s of it to load the model"
-        yield Finding(f"  {name}", True, needed, detail)
-    detail = "kept"
-    for text in texts:
-        try:
-            reply.parse(text)
-            decode(dict[str, tuple[str, str]], json.loads(text))
-        except CatalystError as error:
-            yield Finding("  JSON schema", False, needed, f"no usable reply: {error}")
-            return
-        except (ValueError, RecursionError):
-            detail = "not kept to the letter, but the prompts can be read"
-    yield Finding("  JSON schema", True, needed, detail)

@@ -21,12 +21,10 @@ from optuna_llm_catalyst.cli.options import ExportOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.exceptions import first_line
-from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
-from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
-from optuna_llm_catalyst.prompt_tuning.checkpoints import write
+from optuna_llm_catalyst.prompt_tuning import checkpoints
 
 
-def run(options: ExportOptions) -> int:
+def run(options: ExportOptions) -> None:
     """Writes ``soft_prompt.safetensors`` and ``prompt.json``, or recorded replies, or both."""
     if options.output is None and options.replies is None:
         raise output.UserError(
@@ -44,7 +42,6 @@ def run(options: ExportOptions) -> int:
         document |= {"stage": number, "files": files}
         lines.append(f"Stage {number} exported to {' and '.join(files)}.")
     output.report(document, lines, as_json=options.json)
-    return 0
 
 
 def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
@@ -55,9 +52,9 @@ def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
         for number, attempt in enumerate(proposal.attempts if proposal else ()):
             row: dict[str, Any] = {"trial": trial.number, "attempt": number}
             if attempt.error is not None:
-                yield row | {"error": attempt.error}
-                continue
-            row |= {"reply": attempt.reply, "model": attempt.model or ""}
+                row["error"] = attempt.error
+            else:
+                row |= {"reply": attempt.reply, "model": attempt.model or ""}
             if attempt.server_problem:
                 row["problem"] = attempt.server_problem
             yield row
@@ -79,8 +76,8 @@ def _export_soft_prompt(
     row = report.stage_row(study, options.trial)
     if not options.artifacts.is_dir():
         raise output.UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
-    trained = load_soft_prompt(
-        study, trial_number=row.number, artifact_store=folder_store(options.artifacts)
+    trained = checkpoints.load_soft_prompt(
+        study, trial_number=row.number, artifact_store=checkpoints.folder_store(options.artifacts)
     )
     facts = {
         "study": study.study_name,
@@ -93,7 +90,7 @@ def _export_soft_prompt(
         "shape": list(trained.prompt.words()[0].shape),
     }
     weights, card = folder / "soft_prompt.safetensors", folder / "prompt.json"
-    _replace(weights, lambda new: write(trained, new))
+    _replace(weights, lambda new: checkpoints.write(trained, new))
     text = json.dumps(facts, indent=2) + "\n"
     _replace(card, lambda new: new.write_text(text, encoding="utf-8"))
     return row.number, [str(weights), str(card)]

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import os
 
+from optuna_llm_catalyst import providers
 from optuna_llm_catalyst.cli.options import KINDS
 from optuna_llm_catalyst.cli.options import LLMOptions
 from optuna_llm_catalyst.cli.output import UserError
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers import OllamaProvider
-from optuna_llm_catalyst.providers import OpenAICompatibleProvider
-from optuna_llm_catalyst.providers import Provider
-from optuna_llm_catalyst.providers import ReplayProvider
-from optuna_llm_catalyst.providers import TransformersProvider
 from optuna_llm_catalyst.providers.ollama import DEFAULT_MODEL
 
 
-_GET_OLLAMA = (
-    f"For LLM restarts install Ollama (https://ollama.com), run `ollama pull {DEFAULT_MODEL}`, "
-    "and repeat this command."
-)
-
-
-def choose_llm(options: LLMOptions, *, device: str = "auto") -> tuple[Provider | None, str]:
+def choose_llm(
+    options: LLMOptions, *, device: str = "auto"
+) -> tuple[providers.Provider | None, str]:
     """Finds the LLM of ``--llm``; ``auto`` takes what is there, one that is named must be there.
 
-    Args:
-        options: The options.
-        device: Where the LLM runs, if in this process.
-
-    Returns:
-        The LLM, None for mutation, and a line that says so.
+    Returns the LLM, None for mutation, and a line that says so. ``device`` is for an LLM in this
+    process.
     """
     kind, _, name = options.llm.partition(":")
     if options.llm_api_key and kind != "openai":
@@ -38,7 +26,7 @@ def choose_llm(options: LLMOptions, *, device: str = "auto") -> tuple[Provider |
     if options.llm == "mutation":
         return None, "Restarts are proposed by mutation (--llm mutation)."
     if kind == "replay" and name:
-        return ReplayProvider(name), f"Restarts are replayed from {name}."
+        return providers.ReplayProvider(name), f"Restarts are replayed from {name}."
     try:
         if options.llm == "auto":
             provider, where = _auto(options)
@@ -47,26 +35,29 @@ def choose_llm(options: LLMOptions, *, device: str = "auto") -> tuple[Provider |
         elif kind == "openai":
             provider, where = _openai(name, options)
         elif kind == "transformers" and name:
-            chat = TransformersProvider(name, device=device, num_ctx=options.num_ctx)
+            chat = providers.TransformersProvider(name, device=device, num_ctx=options.num_ctx)
             chat.check()
             provider, where = chat, "this process"
         else:
             raise UserError(f"--llm {options.llm!r} is none of {KINDS}.")
     except ProviderError as error:
         if options.llm == "auto":
-            reason = str(error).rstrip(".")
-            return None, f"Restarts are proposed by mutation: {reason}. {_GET_OLLAMA}"
+            return None, (
+                f"Restarts are proposed by mutation: {str(error).rstrip('.')}. For LLM restarts "
+                f"install Ollama (https://ollama.com), run `ollama pull {DEFAULT_MODEL}`, and "
+                "repeat this command."
+            )
         raise UserError(f"--llm {options.llm}: {error}") from error
     model = provider.name.partition(":")[2]
     return provider, f"Restarts are proposed by {model} ({where})."
 
 
-def _auto(options: LLMOptions) -> tuple[Provider, str]:
+def _auto(options: LLMOptions) -> tuple[providers.Provider, str]:
     """Ollama's default model, or else the newest installed one that chats."""
     try:
         return _ollama(DEFAULT_MODEL, options)
     except ProviderError:
-        other = OllamaProvider(host=options.llm_url or None).installed_chat_model()
+        other = providers.OllamaProvider(host=options.llm_url or None).installed_chat_model()
         if other is None:
             raise
     provider, where = _ollama(other, options)
@@ -74,18 +65,18 @@ def _auto(options: LLMOptions) -> tuple[Provider, str]:
     return provider, f"{where}; {why}"
 
 
-def _ollama(name: str, options: LLMOptions) -> tuple[Provider, str]:
-    ollama = OllamaProvider(name, host=options.llm_url or None, num_ctx=options.num_ctx)
+def _ollama(name: str, options: LLMOptions) -> tuple[providers.Provider, str]:
+    ollama = providers.OllamaProvider(name, host=options.llm_url or None, num_ctx=options.num_ctx)
     ollama.check()
     return ollama, f"Ollama at {ollama.host}"
 
 
-def _openai(name: str, options: LLMOptions) -> tuple[Provider, str]:
+def _openai(name: str, options: LLMOptions) -> tuple[providers.Provider, str]:
     if not options.llm_url:
         raise UserError(
             f"--llm {options.llm} needs the server: --llm-url http://localhost:8000/v1"
         )
-    openai = OpenAICompatibleProvider(
+    openai = providers.OpenAICompatibleProvider(
         name,
         base_url=options.llm_url,
         api_key=options.llm_api_key or os.environ.get("LLM_CATALYST_API_KEY") or None,

@@ -26,16 +26,7 @@ SETUP = "llm_catalyst:meta_prompt"
 
 @dataclass(frozen=True)
 class MetaPromptSetup:
-    """What the last ``tune`` told beside the trials.
-
-    Attributes:
-        model: The frozen model, whose tokenizer counts.
-        num_virtual_tokens: Length of the prompts.
-        n_candidates: How many prompts are requested.
-        top_k: How many of the history are shown.
-        max_tokens: How long the meta-prompt may be; None for no limit.
-        options: What else it tells.
-    """
+    """What the last ``tune`` told beside the trials; ``max_tokens`` is None for no limit."""
 
     model: str
     num_virtual_tokens: int
@@ -45,7 +36,7 @@ class MetaPromptSetup:
     options: MetaPromptOptions
 
 
-def run(options: MetaPromptCommand) -> int:
+def run(options: MetaPromptCommand) -> None:
     """Prints the meta-prompt to stdout and its length to stderr, or both as JSON."""
     study = load_study(options.storage, options.study_name)
     try:
@@ -79,4 +70,3 @@ def run(options: MetaPromptCommand) -> int:
             f"({limit}); {built.n_points} prompts shown, {built.n_dropped} left out; sections: "
             f"{', '.join(built.sections)}"
         )
-    return 0

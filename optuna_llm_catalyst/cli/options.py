@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import MISSING
-from enum import Enum
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 import typer
 
@@ -25,13 +25,6 @@ KINDS = "auto, ollama:MODEL, openai:MODEL, transformers:MODEL, mutation, replay:
 _SECTIONS_HELP = (
     f"Sections of the meta-prompt, by name and with commas between, of {', '.join(SECTIONS)}."
 )
-
-
-class ModelType(str, Enum):
-    """How the frozen encoder classifies."""
-
-    DUAL_ENCODER = "dual-encoder"
-    SEQUENCE_CLASSIFIER = "sequence-classifier"
 
 
 def option(default: Any, help: str, *flag: str, **limits: Any) -> Any:
@@ -131,7 +124,9 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         "Folder with train.jsonl, validation.jsonl, test.jsonl and card.json; or the word demo "
         "for the customer-support messages that come with the package.",
     )
-    model_type: ModelType = option(ModelType.DUAL_ENCODER, "How the encoder classifies.")
+    model_type: Literal["dual-encoder", "sequence-classifier"] = option(
+        "dual-encoder", "How the encoder classifies."
+    )
     num_virtual_tokens: int = count(8, "Length of the prompt in tokens.", least=1, most=4096)
     stages: int = count(10, "Stages to run now, on top of finished ones.")
     steps: int = count(60, "Optimiser steps a stage.")

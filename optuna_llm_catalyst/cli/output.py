@@ -53,8 +53,7 @@ def hide(*texts: str | None) -> None:
 def mask(text: str) -> str:
     """The text without the secrets that are known, and without the credentials of any URL."""
     for secret in sorted(_secrets, key=len, reverse=True):
-        if secret in text:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return _QUERY.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
 
 

@@ -65,24 +65,24 @@ class ProposalRecord:
     breaker: str | None = None
 
 
-def run(options: ShowOptions) -> int:
+def run(options: ShowOptions) -> None:
     """Prints the stages of a study, or one of them in full."""
     study = load_study(options.storage, options.study_name)
     if options.trial is None:
         rows = report.stage_rows(study)
         output.report(report.document(study, rows), report.stages(rows), as_json=options.json)
-        return 0
-    row, trial = report.stage_row(study, options.trial), records.all_trials(study)[options.trial]
+        return
+    row = report.stage_row(study, options.trial)
+    trial = records.all_trials(study)[row.number]
     document = {
         "stage": row,
         "params": trial.params,
         "user_attrs": trial.user_attrs,
-        "proposal": records.load(trial, "proposal", dict[str, Any]),
+        "proposal": records.load(trial, "proposal", dict),
         "trajectory": records.load_trajectory(trial),
-        "mistakes": records.load(trial, "mistakes", dict[str, Any]),
+        "mistakes": records.load(trial, "mistakes", dict),
     }
     output.report(document, _story(row, trial), as_json=options.json)
-    return 0
 
 
 def _story(row: report.StageRow, trial: FrozenTrial) -> Iterator[str]:

@@ -11,19 +11,14 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
-from optuna.storages import RDBStorage
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import SQLAlchemyError
+import sqlalchemy
 import tenacity
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.journal import open_journal
+from optuna_llm_catalyst.cli.output import UserError
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
@@ -31,7 +26,7 @@ from optuna_llm_catalyst.exceptions import StudyMismatchError
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SETUP = "llm_catalyst:setup"
-_STORAGE_ERRORS = (SQLAlchemyError, StorageInternalError, OSError)
+_STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError)
 #: What databases say when several processes create their tables at once.
 _RACES = ("already exists", "database is locked", "UNIQUE constraint")
 
@@ -40,8 +35,8 @@ def open_study(storage: str, name: str) -> optuna.Study:
     """Creates a study, or loads it if it is there."""
     with storage_errors(storage):
         study = _create(storage, name)
-    if study.directions != [StudyDirection.MINIMIZE]:
-        raise output.UserError(
+    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
+        raise UserError(
             f"study {name!r} does not minimize one value, as tuning does: choose another "
             "--study-name."
         )
@@ -71,15 +66,15 @@ def load_study(storage: str, name: str) -> optuna.Study:
     with storage_errors(storage):
         path = _file(storage)
         if path is not None and not os.path.exists(path):
-            raise output.UserError(f"storage {storage!r}: there is no file {path}.")
+            raise UserError(f"storage {storage!r}: there is no file {path}.")
         opened = _opened(storage, creates=False)
         names = optuna.get_all_study_names(opened)
         if name not in names:
             known = ", ".join(map(repr, names)) or "none"
-            raise output.UserError(f"storage {storage!r} has no study {name!r}; it has: {known}.")
+            raise UserError(f"storage {storage!r} has no study {name!r}; it has: {known}.")
         study = optuna.load_study(storage=opened, study_name=name)
     if len(study.directions) != 1:
-        raise output.UserError(f"study {name!r} has several objectives, prompt tuning has one.")
+        raise UserError(f"study {name!r} has several objectives, prompt tuning has one.")
     return study
 
 
@@ -107,7 +102,7 @@ def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
                 f"study {study.study_name!r} was made with {key} {known[key]!r}, this command "
                 f"has {value!r}: repeat it, or choose another --study-name."
             )
-    if known != {**known, **setup}:
+    if not setup.items() <= known.items():
         study.set_user_attr(_SETUP, {**known, **setup})
 
 
@@ -115,14 +110,10 @@ def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
 def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[None]:
     """Turns what storages raise into one line that names the storage, the cause and the fix.
 
-    Args:
-        storage: As on the command line.
-        study: The study that is running; None while it is being opened.
+    There is no ``study`` while one is being opened.
     """
-    kinds: tuple[type[Exception], ...] = _STORAGE_ERRORS
-    if study is None:
-        # Of tables of another version, of a missing driver, of a journal that cannot be read.
-        kinds = (*kinds, RuntimeError, ImportError, ValueError)
+    # Of tables of another version, of a missing driver, of a journal that cannot be read.
+    of_opening = (RuntimeError, ImportError, ValueError) if study is None else ()
     try:
         yield
     except CatalystError:
@@ -130,13 +121,13 @@ def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[
     except Exception as error:
         # What Optuna raises when its study is gone depends on where it notices.
         if study is not None and _is_gone(storage, study):
-            raise output.UserError(
+            raise UserError(
                 f"storage {storage!r}: it or its study is gone, somebody deleted it."
             ) from error
-        if not isinstance(error, kinds):
+        if not isinstance(error, (*_STORAGE_ERRORS, *of_opening)):
             raise
         lost = "" if study is None else " This stage is lost, those before it are kept."
-        raise output.UserError(f"storage {storage!r}: {_cause(error)}.{lost}") from error
+        raise UserError(f"storage {storage!r}: {_cause(error)}.{lost}") from error
 
 
 def _cause(error: Exception) -> str:
@@ -169,22 +160,22 @@ def _is_gone(storage: str, study: optuna.Study) -> bool:
     return False
 
 
-def _opened(storage: str, *, creates: bool) -> BaseStorage:
+def _opened(storage: str, *, creates: bool) -> optuna.storages.BaseStorage:
     url = _url(storage)
     if url is None:
         return open_journal(Path(storage))
     output.hide(url.password)
-    return RDBStorage(storage, skip_table_creation=not creates)
+    return optuna.storages.RDBStorage(storage, skip_table_creation=not creates)
 
 
-def _url(storage: str) -> URL | None:
+def _url(storage: str) -> sqlalchemy.engine.URL | None:
     """The URL of a storage; None for a journal, which is a path."""
     if "://" not in storage and storage.endswith(".log"):
         return None
     try:
-        return make_url(storage)
-    except ArgumentError as error:
-        raise output.UserError(
+        return sqlalchemy.engine.make_url(storage)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise UserError(
             f"storage {storage!r} is neither a URL such as sqlite:///catalyst.db nor a path "
             "ending in .log."
         ) from error

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 import hashlib
 import signal
-from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
 import torch
 
 from optuna_llm_catalyst import history
@@ -24,11 +21,10 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli import studies
 from optuna_llm_catalyst.cli.llms import choose_llm
-from optuna_llm_catalyst.cli.options import ModelType
 from optuna_llm_catalyst.cli.options import sections_of
 from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.progress import print_results
 from optuna_llm_catalyst.cli.progress import StageProgress
-from optuna_llm_catalyst.cli.results import print_results
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
@@ -134,7 +130,7 @@ def _model_and_objective(
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
     length = options.num_virtual_tokens
     model: TaskModel
-    if options.model_type == ModelType.DUAL_ENCODER:
+    if options.model_type == "dual-encoder":
         model = prompt_tuning.DualEncoderClassifier(pretrained, task.labels)
     else:
         model = prompt_tuning.SequenceClassifier(
@@ -197,25 +193,15 @@ def _resume(
     setup = {
         "--model": options.model,
         "weights with fingerprint": model.fingerprint,
-        "--model-type": options.model_type.value,
+        "--model-type": options.model_type,
         "--shots": options.shots,
         "data with checksum": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16],
     }
     studies.check_setup(study, setup)
     finished = [trial for trial in trials if trial.state in studies.FINISHED]
-    _say_if_settings_changed(finished, objective.stage_settings)
-    dead = prompt_tuning.fail_dead_trials(study)
-    if finished or dead:
-        output.say(f"Resuming study {study.study_name!r} with {len(finished)} finished stages.")
-    for number in dead:
-        output.say(f"Stage {number} was cut off when its process died: marked as failed.")
-    return len(finished), bool(finished or dead)
-
-
-def _say_if_settings_changed(finished: Sequence[FrozenTrial], settings: dict[str, Any]) -> None:
-    """Stages that were trained in another way are not comparable by their losses."""
-    known = filter(None, map(report.stage_settings, reversed(finished)))
-    last = next(known, settings)
+    # Stages that were trained in another way are not comparable by their losses.
+    settings = objective.stage_settings
+    last = next(filter(None, map(report.stage_settings, reversed(finished))), settings)
     changed = [name for name in settings if last.get(name) != settings[name]]
     if changed:
         before, now = (report.listed({n: s.get(n) for n in changed}) for s in (last, settings))
@@ -223,6 +209,12 @@ def _say_if_settings_changed(finished: Sequence[FrozenTrial], settings: dict[str
             f"The last stage was trained with {before}, this command trains with {now}: compare "
             "their losses with care."
         )
+    dead = prompt_tuning.fail_dead_trials(study)
+    if finished or dead:
+        output.say(f"Resuming study {study.study_name!r} with {len(finished)} finished stages.")
+    for number in dead:
+        output.say(f"Stage {number} was cut off when its process died: marked as failed.")
+    return len(finished), bool(finished or dead)
 
 
 def _examples(task: prompt_tuning.Task) -> list[tuple[str, str]]:
