@@ -192,10 +192,11 @@ def _resume(
     text = repr((objective.task.labels, objective.task.train, objective.task.validation))
     setup = {
         "--model": options.model,
-        "weights with fingerprint": model.fingerprint,
         "--model-type": options.model_type,
         "--shots": options.shots,
         "data with checksum": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16],
+        # Last: it differs wherever another of these does.
+        "model with fingerprint": model.fingerprint,
     }
     studies.check_setup(study, setup)
     finished = [trial for trial in trials if trial.state in studies.FINISHED]

@@ -442,7 +442,7 @@ def test_other_weights_are_refused(tune: Cli, tiny_model: Path, tmp_path: Path) 
     result = tune("--model", folder)
 
     assert result.code == 2
-    assert "weights with fingerprint" in result.err
+    assert "model with fingerprint" in result.err
 
 
 ODD = {

@@ -81,7 +81,7 @@ def test_doctor(named: tuple[str, str, str], tmp_path: Path) -> None:
         "run()"
     )
     findings = {row["what"].strip(): row for row in json.loads(run_python(code))}
-    for what in (f"LLM {kind}:{model}", "first answer", "second answer"):
+    for what in (f"LLM {kind}:{model}", "first reply", "second reply"):
         assert findings[what]["ok"], findings[what]
 
 
