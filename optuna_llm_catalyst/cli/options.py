@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from dataclasses import field
-from enum import Enum
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
+import typer
+
+from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
@@ -18,35 +22,31 @@ from optuna_llm_catalyst.providers.ollama import DEFAULT_NUM_CTX
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_ARTIFACTS = Path("llm_catalyst_artifacts")
 KINDS = "auto, ollama:MODEL, openai:MODEL, transformers:MODEL, mutation, replay:FILE"
-_MAX_COUNT = 2**31 - 1
 _SECTIONS_HELP = (
     f"Sections of the meta-prompt, by name and with commas between, of {', '.join(SECTIONS)}."
 )
 
 
-class ModelType(str, Enum):
-    """How the frozen encoder classifies."""
-
-    DUAL_ENCODER = "dual-encoder"
-    SEQUENCE_CLASSIFIER = "sequence-classifier"
+def option(default: Any, help: str, *flag: str, **limits: Any) -> Any:
+    """An option of the field's name; ``limits`` are typer's, as ``min`` and ``max``."""
+    return field(default=default, metadata={"typer": typer.Option(*flag, help=help, **limits)})
 
 
-def option(default: Any, help: str, **limits: Any) -> Any:
-    """An option; its name is the field's. ``limits`` are typer's, as ``min`` and ``max``."""
-    made = {"default_factory": list} if default == [] else {"default": default}
-    return field(**made, metadata={"help": help, **limits})
-
-
-def count(default: int | None, help: str, *, least: int = 0, most: int = _MAX_COUNT) -> Any:
+def count(default: int | None, help: str, *, least: int = 0, most: int = 2**31 - 1) -> Any:
     """An option that is a whole number."""
     return option(default, help, min=least, max=most)
+
+
+def argument(default: Any, help: str) -> Any:
+    """A value without a name."""
+    return field(default=default, metadata={"typer": typer.Argument(help=help)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """How to print."""
 
-    json: bool = option(False, "Print one JSON document, for machines.")
+    json: bool = option(False, "Print one JSON document, for machines.", "--json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,9 @@ class ModelOptions:
 
     model: str = option(DEFAULT_MODEL, "Frozen encoder: a folder or a name.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
-    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the model.", "--trust-remote-code"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +108,7 @@ class MetaPromptCommand(StudyOptions):
 class ExportOptions(ShowOptions):
     """Export the soft prompt of the best stage or of another, or the LLM's replies."""
 
-    output: Path | None = option(
-        None, "Folder for the soft prompt; made if need be.", is_argument=True
-    )
+    output: Path | None = argument(None, "Folder for the soft prompt; made if need be.")
     replies: Path | None = option(
         None, "JSONL file for the LLM's replies, to repeat: tune --llm replay:FILE"
     )
@@ -119,13 +119,14 @@ class ExportOptions(ShowOptions):
 class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     """Tune a prompt: run stages, each restarted where the LLM proposes. Resumes a study."""
 
-    data: str = option(
-        ...,
+    data: str = argument(
+        MISSING,
         "Folder with train.jsonl, validation.jsonl, test.jsonl and card.json; or the word demo "
         "for the customer-support messages that come with the package.",
-        is_argument=True,
     )
-    model_type: ModelType = option(ModelType.DUAL_ENCODER, "How the encoder classifies.")
+    model_type: Literal["dual-encoder", "sequence-classifier"] = option(
+        "dual-encoder", "How the encoder classifies."
+    )
     num_virtual_tokens: int = count(8, "Length of the prompt in tokens.", least=1, most=4096)
     stages: int = count(10, "Stages to run now, on top of finished ones.")
     steps: int = count(60, "Optimiser steps a stage.")
@@ -146,16 +147,21 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         False,
         "Show texts of the task to the LLM and keep them in the study. Off by default: they "
         "leave the training process.",
+        "--share-examples",
     )
-    prefetch: bool = option(False, "Propose the next restart while a stage trains; saves time.")
+    prefetch: bool = option(
+        False, "Propose the next restart while a stage trains; saves time.", "--prefetch"
+    )
     task_description: str = option("", "What the LLM is told of the task. Default: card.json's.")
-    startup_prompt: list[str] = option([], "Text of a first stage; may be given several times.")
+    startup_prompt: list[str] = option((), "Text of a first stage; may be given several times.")
     n_startup_trials: int = count(3, "Stages before the first proposal; random words by default.")
     n_candidates: int = count(4, "Candidates a proposal.", least=1, most=1000)
     top_k: int = count(10, "Prompts of the history that a proposal sees.", least=1)
     artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
 
 
-def names(listed: str) -> tuple[str, ...]:
-    """The names in a text with commas between."""
-    return tuple(name.strip() for name in listed.split(",") if name.strip())
+def sections_of(listed: str) -> tuple[str, ...]:
+    """The sections in a text with commas between."""
+    names = tuple(name.strip() for name in listed.split(",") if name.strip())
+    check_sections(names)
+    return names

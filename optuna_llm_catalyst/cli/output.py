@@ -1,11 +1,13 @@
 """All that the commands print passes through here.
 
-Secrets are masked and streams guarded in :class:`_Guarded`, which stands in for both of Python's
-streams; what a terminal would obey is removed by :func:`printable`, line by line.
+:class:`_Guarded` stands in for both of Python's streams and masks secrets; :func:`printable`
+removes what a terminal would obey, line by line.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextlib import redirect_stderr
@@ -21,8 +23,9 @@ from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from optuna_llm_catalyst.cli.errors import UserError
+from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.schema import encode
 
 
@@ -38,6 +41,10 @@ _PLAIN = str.maketrans("→–…�", ">-.?")
 _secrets: set[str] = set()
 
 
+class UserError(CatalystError):
+    """A mistake in the command or its input; the message says what to do."""
+
+
 def hide(*texts: str | None) -> None:
     """Masks these texts in all that is printed until the command ends."""
     _secrets.update(text for text in texts if text and len(text) >= _MIN_SECRET)
@@ -46,8 +53,7 @@ def hide(*texts: str | None) -> None:
 def mask(text: str) -> str:
     """The text without the secrets that are known, and without the credentials of any URL."""
     for secret in sorted(_secrets, key=len, reverse=True):
-        if secret in text:
-            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return _QUERY.sub(r"\1***", _USERINFO.sub(r"\1***@", text))
 
 
@@ -61,19 +67,22 @@ def say(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
 
-def tell(line: str) -> None:
-    """Prints a line of the report to stdout."""
-    print(printable(line))
+def report(document: Any, parts: Iterable[str | Table], *, as_json: bool) -> None:
+    """Prints the report to stdout: one JSON document, or lines and tables."""
+    if as_json:
+        # Numbers that JSON does not know become null.
+        print(json.dumps(encode(document), allow_nan=False))
+        return
+    for part in parts:
+        if isinstance(part, str):
+            print(printable(part))
+        else:
+            Console(highlight=False, width=width()).print(part)
 
 
-def print_json(document: Any) -> None:
-    """Prints one JSON document; numbers that JSON does not know become null."""
-    print(json.dumps(encode(document), allow_nan=False))
-
-
-def print_table(table: Table) -> None:
-    """Prints a table as wide as the terminal."""
-    Console(highlight=False, width=width()).print(table)
+def cell(text: str) -> Text:
+    """A text for a table, which would read a plain one as markup."""
+    return Text(printable(text))
 
 
 def width() -> int:
@@ -95,42 +104,35 @@ def guarded() -> Iterator[None]:
 class _Guarded:
     """A text stream that masks secrets; all else it leaves to the stream behind it.
 
-    Args:
-        stream: The stream behind it.
-        is_report: Whether what cannot be written is an error. Messages may be lost: a stage is
-            worth more than the line that speaks of it.
+    What cannot be written of a report is an error. Messages may be lost: a stage is worth more
+    than the line that speaks of it.
     """
 
     def __init__(self, stream: TextIO, *, is_report: bool) -> None:
         self._stream = stream
         self._is_report = is_report
-        self._is_utf = (stream.encoding or "utf-8").lower().startswith("utf")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        text = mask(text)
-        if not self._is_utf:
-            encoding = self._stream.encoding
+        text, encoding = mask(text), self._stream.encoding or "utf-8"
+        if not encoding.lower().startswith("utf"):
             text = text.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
-        try:
-            self._stream.write(text)
-        except OSError as error:
-            self._failed(error)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except OSError as error:
-            self._failed(error)
+        self._try(self._stream.flush)
 
-    def _failed(self, error: OSError) -> None:
-        # What is still buffered would fail once more when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        if not self._is_report:
-            return
-        if error.errno == errno.EPIPE:
-            sys.exit(1)  # Whoever read has seen enough, as in `show | head`.
-        raise UserError(f"the report cannot be written: {error.strerror}.") from error
+    def _try(self, call: Callable[..., Any], *args: str) -> None:
+        try:
+            call(*args)
+        except OSError as error:
+            # What is still buffered would fail once more when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if not self._is_report:
+                return
+            if error.errno == errno.EPIPE:
+                sys.exit(1)  # Whoever read has seen enough, as in `show | head`.
+            raise UserError(f"the report cannot be written: {error.strerror}.") from error

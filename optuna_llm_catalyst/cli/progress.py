@@ -1,95 +1,130 @@
-"""What is seen of a study while it runs."""
+"""What ``tune`` says of a study: while it runs, and at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
+import shlex
 import sys
 from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
-from rich.progress import BarColumn
-from rich.progress import MofNCompleteColumn
 from rich.progress import Progress
-from rich.progress import TextColumn
-from rich.progress import TimeElapsedColumn
+from rich.table import Table
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli import report
+from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
+from optuna_llm_catalyst.exceptions import CheckpointError
+from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning.objective import TestScore
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 
 class StageProgress:
     """A bar of optimiser steps on a terminal, else one line a stage.
 
-    Args:
-        stages: Stages of this run.
-        steps: Optimiser steps of each.
-        refine_steps: Steps of the last stage that continues the best; 0 for none.
-
-    Attributes:
-        n_finished: How many stages of this run ended, failed ones among them.
-        n_failed: How many of them failed.
+    ``bar`` is shown for the time of a ``with`` block. ``n_failed`` of the ``n_finished`` stages
+    of this run failed.
     """
 
-    def __init__(self, *, stages: int, steps: int, refine_steps: int) -> None:
+    def __init__(self, options: TuneOptions) -> None:
         self.n_finished = 0
         self.n_failed = 0
-        self._steps = steps
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+        self._steps = options.steps
+        self.bar = Progress(
             console=Console(stderr=True, width=output.width()),
             disable=not sys.stderr.isatty(),
         )
-        self._task = self._bar.add_task("steps", total=stages * steps + refine_steps)
-
-    @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Shows the bar for the time of a ``with`` block."""
-        with self._bar:
-            yield
+        total = options.stages * options.steps + options.refine_steps
+        self._task = self.bar.add_task("steps", total=total)
 
     def evaluated(self, trial: Any, evaluation: Evaluation) -> None:
         """Moves the bar; the objective calls this at each evaluation."""
-        self._bar.update(
+        self.bar.update(
             self._task,
             completed=self.n_finished * self._steps + evaluation.step,
-            description=f"stage {trial.number}, loss {evaluation.loss:.3f}, steps",
+            description=f"stage {trial.number}, loss {evaluation.loss:.3f}",
         )
 
-    def finished(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+    def finished(self, _: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Says what there is to say of a stage that ended; a callback of ``study.optimize``."""
-        del study
         self.n_finished += 1
-        self.n_failed += trial.state == TrialState.FAIL
-        for line in _lines(trial):
-            output.say(line)
-        if trial.value is not None and self._bar.disable:
+        name = f"stage {trial.number}"
+        proposal = records.load(trial, "proposal", ProposalRecord) or ProposalRecord()
+        failure = proposal.failure
+        if proposal.breaker == "open":
+            failure = "the LLM failed several times in a row and is left alone for now"
+        if failure:
+            output.say(f"{name} started from a mutation: {failure}")
+        if proposal.breaker == "opened":
+            output.say("the LLM keeps failing: it is tried only now and then until it answers")
+        if proposal.breaker == "closed":
+            output.say("the LLM answers again")
+        if trial.state == TrialState.FAIL:
+            self.n_failed += 1
+            # A stage keeps the best of what it saw: no step can spoil a start that is a number.
+            output.say(
+                f"{name} failed: its loss is not a number even before training: look at the "
+                "model's weights and the data"
+            )
+        if trial.value is not None and self.bar.disable:
             origin, prompt = (trial.user_attrs.get(key, "") for key in ("origin", "prompt"))
-            output.say(f"stage {trial.number}: loss {trial.value:.3f}, {origin}: {prompt}")
+            output.say(f"{name}: loss {trial.value:.3f}, {origin}: {prompt}")
 
 
-def _lines(trial: optuna.trial.FrozenTrial) -> Iterator[str]:
-    """Why a stage did not start as planned, or did not end."""
-    proposal = records.load(trial, "proposal", ProposalRecord) or ProposalRecord()
-    failure, breaker = proposal.failure, proposal.breaker
-    if breaker == "open":
-        failure = "the LLM failed several times in a row and is left alone for now"
-    if failure:
-        yield f"stage {trial.number} started from a mutation: {failure}"
-    if breaker == "opened":
-        yield "the LLM keeps failing: it is tried only now and then until it answers"
-    if breaker == "closed":
-        yield "the LLM answers again"
-    if trial.state == TrialState.FAIL:
-        # A stage keeps the best of what it saw: no step can spoil a start that is a number.
-        yield (
-            f"stage {trial.number} failed: its loss is not a number even before training: look "
-            "at the model's weights and the data"
-        )
+def print_results(
+    study: optuna.Study, objective: PromptTuningObjective, options: TuneOptions, *, resumed: bool
+) -> None:
+    """Prints the study's stages, and tests the chosen and the first one."""
+    rows = report.stage_rows(study)
+    # The first complete stage is what prompt tuning without restarts comes to.
+    first = next((row for row in rows if row.state == "complete"), None)
+    stages = {"chosen": report.chosen(rows), "first": first}
+    numbers = {name: row.number for name, row in stages.items() if row}
+    tested = {n: _test(study, objective, i) for n, i in numbers.items() if objective.task.test}
+
+    def parts() -> Iterator[str | Table]:
+        yield from report.stages(rows)
+        if "chosen" in numbers:
+            yield f"Chosen by validation loss: stage {numbers['chosen']}."
+        for name, score in tested.items():
+            if score is not None:
+                yield (
+                    f"  test accuracy of the {name} stage ({numbers[name]}): "
+                    f"{score.accuracy:.1%} on {score.n_examples} examples"
+                )
+        yield f"Next: {_dashboard_command(options.storage, options.artifacts)}"
+
+    document = {
+        **report.document(study, rows),
+        "storage": options.storage,
+        "resumed": resumed,
+        "first": numbers.get("first"),
+        "test": tested,
+    }
+    output.report(document, parts(), as_json=options.json)
+
+
+def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:
+    store = objective.artifact_store
+    try:
+        return objective.test(load_soft_prompt(study, trial_number=number, artifact_store=store))
+    except CheckpointError as error:
+        output.say(f"warning: no test score of stage {number}: {error}")
+        return None
+
+
+def _dashboard_command(storage: str, artifacts: Path) -> str:
+    """A line that works when it is copied: an environment need not be active."""
+    program = Path(sys.executable).with_name("optuna-dashboard")
+    if not program.exists():
+        program = Path("optuna-dashboard")
+    elif program.is_relative_to(Path.cwd()):
+        program = program.relative_to(Path.cwd())
+    return shlex.join([str(program), storage, "--artifact-dir", str(artifacts)])

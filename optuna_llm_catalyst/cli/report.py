@@ -9,7 +9,6 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from rich.table import Table
-from rich.text import Text
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
@@ -49,15 +48,22 @@ def stage_rows(study: optuna.Study) -> list[StageRow]:
     return [_row(t) for t in records.all_trials(study) if t.state != TrialState.WAITING]
 
 
+def stage_row(study: optuna.Study, number: int | None) -> StageRow:
+    """One stage; without a number the chosen one."""
+    rows = stage_rows(study)
+    found = chosen(rows) if number is None else next((r for r in rows if r.number == number), None)
+    if found is None:
+        what = "complete stage" if number is None else f"stage {number}"
+        raise output.UserError(
+            f"study {study.study_name!r} has no {what}; it has {len(rows)} stages."
+        )
+    return found
+
+
 def chosen(rows: Sequence[StageRow]) -> StageRow | None:
     """The stage of the lowest validation loss; None before the first complete stage."""
     complete = [row for row in rows if row.state == "complete" and row.loss is not None]
     return min(complete, key=lambda row: (row.loss or 0.0, row.number), default=None)
-
-
-def first(rows: Sequence[StageRow]) -> StageRow | None:
-    """The first stage that was completed: what prompt tuning without restarts comes to."""
-    return next((row for row in rows if row.state == "complete"), None)
 
 
 def stage_settings(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
@@ -71,59 +77,56 @@ def listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
 
 
-def print_stages(rows: Sequence[StageRow]) -> None:
-    """Prints the stages as a table, or a line each where a table has no room."""
-    if output.width() >= _MIN_TABLE_WIDTH:
-        output.print_table(_table(rows))
-        return
+def figure(value: float | None, form: str, before: float | None = None) -> str:
+    """A figure, after the one before training if that is known."""
+    if value is None:
+        return "–"
+    return f"{value:{form}}" if before is None else f"{before:{form}} → {value:{form}}"
+
+
+def document(study: optuna.Study, rows: Sequence[StageRow]) -> dict[str, Any]:
+    """The stages for machines."""
     best = chosen(rows)
-    for row in rows:
-        loss, accuracy = _figures(row)
-        facts = f"{row.origin}, loss {loss}, accuracy {accuracy}"
-        output.tell(f"{_number(row, best)} {row.prompt} ({facts})")
+    return {"study": study.study_name, "stages": rows, "chosen": best and best.number}
 
 
-def _table(rows: Sequence[StageRow]) -> Table:
-    best, settings = chosen(rows), _different_settings(rows)
+def stages(rows: Sequence[StageRow]) -> list[str | Table]:
+    """The stages as a table, or a line each where a table has no room."""
+    best, shown = chosen(rows), []
+    for row, differing in zip(rows, _different_settings(rows), strict=True):
+        loss = figure(row.loss, ".3f", row.loss_before)
+        shown.append(
+            {
+                "#": f"{'* ' if row == best else ''}{row.number}",
+                "restart prompt": row.prompt,
+                "origin": row.origin,
+                "settings": differing,
+                "loss": loss if row.state == "complete" else f"{loss} ({row.state})",
+                "accuracy": figure(row.accuracy, ".1%", row.accuracy_before),
+            }
+        )
+    if output.width() < _MIN_TABLE_WIDTH:
+        line = "{#} {restart prompt} ({origin}, loss {loss}, accuracy {accuracy})"
+        return [line.format_map(cells) for cells in shown]
     table = Table(title="Stages (validation, before training → after)", title_justify="left")
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("restart prompt", ratio=1, min_width=12, overflow="fold")
     table.add_column("origin")
-    if settings:
+    if any(cells["settings"] for cells in shown):
         table.add_column("settings")
     table.add_column("loss", justify="right", no_wrap=True)
     table.add_column("accuracy", justify="right", no_wrap=True)
-    for row, differing in zip(rows, settings or [""] * len(rows), strict=True):
-        # As `Text`, not as markup.
-        texts = [row.prompt, row.origin, *([differing] if settings else [])]
-        table.add_row(
-            _number(row, best),
-            *(Text(output.printable(text)) for text in texts),
-            *_figures(row),
-            style="bold" if row == best else "",
-        )
-    return table
-
-
-def _number(row: StageRow, best: StageRow | None) -> str:
-    return f"{'* ' if row == best else ''}{row.number}"
-
-
-def _figures(row: StageRow) -> tuple[str, str]:
-    loss = _arrow(row.loss_before, row.loss, ".3f")
-    return (
-        loss if row.state == "complete" else f"{loss} ({row.state})",
-        _arrow(row.accuracy_before, row.accuracy, ".1%"),
-    )
+    for row, cells in zip(rows, shown, strict=True):
+        texts = [output.cell(cells[str(column.header)]) for column in table.columns]
+        table.add_row(*texts, style="bold" if row == best else "")
+    return [table]
 
 
 def _different_settings(rows: Sequence[StageRow]) -> list[str]:
-    """For each stage the settings that not all stages share; empty if all share all."""
+    """For each stage the settings that not all stages share."""
     known = [row.settings for row in rows if row.settings]
     names = dict.fromkeys(name for settings in known for name in settings)
     differ = [n for n in names if len({repr(settings.get(n)) for settings in known}) > 1]
-    if not differ:
-        return []
     return [listed({n: row.settings[n] for n in differ if n in row.settings}) for row in rows]
 
 
@@ -131,6 +134,8 @@ def _row(trial: optuna.trial.FrozenTrial) -> StageRow:
     trajectory = records.load_trajectory(trial)
     start = trajectory.points[0] if trajectory and trajectory.points else None
     attrs = trial.user_attrs
+    # Somebody else may have written over a number.
+    numbers = {name: value for name, value in attrs.items() if type(value) in (int, float)}
     return StageRow(
         number=trial.number,
         prompt=str(attrs.get("prompt", "")),
@@ -139,19 +144,8 @@ def _row(trial: optuna.trial.FrozenTrial) -> StageRow:
         loss_before=finite_or_none(start.loss) if start else None,
         loss=finite_or_none(trial.value) if trial.state.is_finished() else None,
         accuracy_before=start.accuracy if start else None,
-        accuracy=_known(attrs.get("accuracy"), float),
-        forward_sequences=_known(attrs.get("forward_sequences"), int),
-        backward_passes=_known(attrs.get("backward_passes"), int),
+        accuracy=numbers.get("accuracy"),
+        forward_sequences=numbers.get("forward_sequences"),
+        backward_passes=numbers.get("backward_passes"),
         settings=stage_settings(trial),
     )
-
-
-def _known(value: Any, kind: type[float]) -> Any:
-    """A number that somebody else may have written over."""
-    return value if isinstance(value, int | kind) and not isinstance(value, bool) else None
-
-
-def _arrow(before: float | None, after: float | None, form: str) -> str:
-    if after is None:
-        return "–"
-    return f"{after:{form}}" if before is None else f"{before:{form}} → {after:{form}}"

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from collections.abc import Sequence
-from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from typing import Any
 
-import optuna
 from optuna.trial import FrozenTrial
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
-from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.options import ShowOptions
 from optuna_llm_catalyst.cli.studies import load_study
-from optuna_llm_catalyst.mistakes import Mistakes
-from optuna_llm_catalyst.trajectory import Trajectory
 
 
 #: A reply that ran on says no more in full.
@@ -37,7 +31,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt of a proposal's record: an error, or a reply and what was made of it."""
+    """One attempt of a proposal's record: an error, or a reply and what was made of it.
+
+    Providers add facts of their own.
+    """
 
     error: str | None = None
     reply: str = ""
@@ -45,14 +42,6 @@ class Attempt:
     server_problem: str = ""
     rejected: tuple[tuple[str, str], ...] = ()
     model: str | None = None
-    digest: str | None = None
-    seed: int | None = None
-    seconds: float | None = None
-    tries: int | None = None
-    prompt_tokens: int | None = None
-    reply_tokens: int | None = None
-    load_seconds: float | None = None
-    options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,67 +65,41 @@ class ProposalRecord:
     breaker: str | None = None
 
 
-def run(options: ShowOptions) -> int:
+def run(options: ShowOptions) -> None:
     """Prints the stages of a study, or one of them in full."""
     study = load_study(options.storage, options.study_name)
-    rows = report.stage_rows(study)
-    if options.trial is not None:
-        _show_stage(study, rows, options.trial, as_json=options.json)
-    elif options.json:
-        best = report.chosen(rows)
-        document = {
-            "study": study.study_name,
-            "stages": [asdict(row) for row in rows],
-            "chosen": best and best.number,
-        }
-        output.print_json(document)
-    else:
-        report.print_stages(rows)
-    return 0
-
-
-def _show_stage(
-    study: optuna.Study, rows: Sequence[report.StageRow], number: int, *, as_json: bool
-) -> None:
-    row = next((row for row in rows if row.number == number), None)
-    if row is None:
-        raise UserError(f"study {study.study_name!r} has no stage {number}; it has {len(rows)}.")
-    trial = records.all_trials(study)[number]
-    trajectory, mistakes = records.load_trajectory(trial), records.load_mistakes(trial)
-    if not as_json:
-        for line in _story(row, trial, trajectory, mistakes):
-            output.tell(line)
+    if options.trial is None:
+        rows = report.stage_rows(study)
+        output.report(report.document(study, rows), report.stages(rows), as_json=options.json)
         return
+    row = report.stage_row(study, options.trial)
+    trial = records.all_trials(study)[row.number]
     document = {
-        "stage": asdict(row),
+        "stage": row,
         "params": trial.params,
         "user_attrs": trial.user_attrs,
-        "proposal": records.load(trial, "proposal", dict[str, Any]),
-        "trajectory": trajectory.to_json() if trajectory else None,
-        "mistakes": records.load(trial, "mistakes", dict[str, Any]),
+        "proposal": records.load(trial, "proposal", dict),
+        "trajectory": records.load_trajectory(trial),
+        "mistakes": records.load(trial, "mistakes", dict),
     }
-    output.print_json(document)
+    output.report(document, _story(row, trial), as_json=options.json)
 
 
-def _story(
-    row: report.StageRow,
-    trial: FrozenTrial,
-    trajectory: Trajectory | None,
-    mistakes: Mistakes | None,
-) -> Iterator[str]:
+def _story(row: report.StageRow, trial: FrozenTrial) -> Iterator[str]:
     yield f"Stage {row.number} ({row.state}), origin {row.origin or 'unknown'}"
     yield f"Restart prompt: {row.prompt}"
     if row.settings:
         yield f"Settings: {report.listed(row.settings)}"
     proposal = records.load(trial, "proposal", ProposalRecord)
     if proposal is not None:
-        yield from _proposal_lines(proposal)
+        yield from _proposal_lines(proposal, records.load(trial, "proposal", dict) or {})
     elif f"{records.PREFIX}proposal" in trial.system_attrs:
         yield "The record of its proposal cannot be read: it was changed or broke off."
+    trajectory, mistakes = records.load_trajectory(trial), records.load_mistakes(trial)
     for point in trajectory.points if trajectory else ():
         yield (
-            f"step {point.step}: loss {_number(point.loss, '.3f')}, "
-            f"accuracy {_number(point.accuracy, '.1%')}, words: {point.text}"
+            f"step {point.step}: loss {report.figure(point.loss, '.3f')}, "
+            f"accuracy {report.figure(point.accuracy, '.1%')}, words: {point.text}"
         )
     for c in mistakes.confusions if mistakes else ():
         yield f"  {c.label} taken for {c.predicted}: {c.count} of {c.total}"
@@ -144,7 +107,7 @@ def _story(
         yield f"{name}: {value}"
 
 
-def _proposal_lines(proposal: ProposalRecord) -> Iterator[str]:
+def _proposal_lines(proposal: ProposalRecord, record: dict[str, Any]) -> Iterator[str]:
     """What the LLM was told and replied, in the order in which it happened."""
     if proposal.meta_prompt is not None:
         yield (
@@ -153,9 +116,9 @@ def _proposal_lines(proposal: ProposalRecord) -> Iterator[str]:
             f"{proposal.estimated_prompt_tokens} tokens, {proposal.n_points} prompts shown and "
             f"{proposal.n_dropped_points} left out; sections: {', '.join(proposal.sections)}"
         )
-        yield from _block("meta-prompt", proposal.meta_prompt)
-    for attempt in proposal.attempts:
-        yield from _attempt_lines(attempt)
+        yield f"--- meta-prompt ---\n{proposal.meta_prompt}\n---"
+    for attempt, facts in zip(proposal.attempts, record.get("attempts", ()), strict=True):
+        yield from _attempt_lines(attempt, facts)
     if proposal.edits is not None:
         yield (
             f"Words changed from the best prompt: {proposal.edits}, refining ones should change "
@@ -165,38 +128,20 @@ def _proposal_lines(proposal: ProposalRecord) -> Iterator[str]:
         yield f"The proposal failed, a mutation took its place: {proposal.failure}"
     if proposal.breaker:
         yield f"Breaker, which spares an LLM that keeps failing: {proposal.breaker}"
-    for candidate in proposal.candidates:
-        yield _candidate_line(candidate)
+    for c in proposal.candidates:
+        score = "not screened" if c.score is None else f"loss {c.score:.3f} without training"
+        cut = f", {c.n_truncated} tokens cut off" if c.n_truncated else ""
+        yield f"  candidate: {c.text} ({score}{cut})"
 
 
-def _attempt_lines(attempt: Attempt) -> Iterator[str]:
+def _attempt_lines(attempt: Attempt, facts: dict[str, Any]) -> Iterator[str]:
     if attempt.error is not None:
         yield f"No reply: {attempt.error}"
         return
     told = ("error", "reply", "problem", "server_problem", "rejected")
-    facts = {
-        name: value
-        for name, value in asdict(attempt).items()
-        if name not in told and value is not None
-    }
-    yield report.listed(facts)
-    yield from _block("reply", records.clip(attempt.reply, _MAX_REPLY))
+    yield report.listed({k: v for k, v in facts.items() if k not in told and v is not None})
+    yield f"--- reply ---\n{records.clip(attempt.reply, _MAX_REPLY)}\n---"
     for text, reason in attempt.rejected:
         yield f"  not used: {records.clip(text, _MAX_REPLY)!r}: {reason}"
     if attempt.problem:
         yield f"Problem: {attempt.problem}"
-
-
-def _block(title: str, text: str) -> list[str]:
-    return [f"--- {title} ---", text, "---"]
-
-
-def _candidate_line(candidate: Candidate) -> str:
-    score = candidate.score
-    shown = "not screened" if score is None else f"loss {score:.3f} without training"
-    cut = f", {candidate.n_truncated} tokens cut off" if candidate.n_truncated else ""
-    return f"  candidate: {candidate.text} ({shown}{cut})"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"

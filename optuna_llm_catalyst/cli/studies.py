@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import contextmanager
 import os
 from pathlib import Path
-import time
 from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
-from optuna.storages import RDBStorage
-from optuna.study import StudyDirection
 from optuna.trial import TrialState
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.exc import SQLAlchemyError
+import sqlalchemy
+import tenacity
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
-from optuna_llm_catalyst.cli.errors import UserError
 from optuna_llm_catalyst.cli.journal import open_journal
+from optuna_llm_catalyst.cli.output import UserError
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
@@ -32,33 +26,39 @@ from optuna_llm_catalyst.exceptions import StudyMismatchError
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SETUP = "llm_catalyst:setup"
+_STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError)
 #: What databases say when several processes create their tables at once.
 _RACES = ("already exists", "database is locked", "UNIQUE constraint")
-_MAX_TRIES = 20
-_PAUSE_S = 0.1
 
 
 def open_study(storage: str, name: str) -> optuna.Study:
     """Creates a study, or loads it if it is there."""
-
-    def create(opened: BaseStorage) -> optuna.Study:
-        # Stages that start elsewhere say nothing about each other: no pruning by default.
-        return optuna.create_study(
-            storage=opened,
-            study_name=name,
-            load_if_exists=True,
-            direction="minimize",
-            pruner=optuna.pruners.NopPruner(),
-        )
-
     with storage_errors(storage):
-        study = _retried(lambda: create(_opened(storage, creates=True)))
-    if study.directions != [StudyDirection.MINIMIZE]:
+        study = _create(storage, name)
+    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
         raise UserError(
             f"study {name!r} does not minimize one value, as tuning does: choose another "
             "--study-name."
         )
     return study
+
+
+# Workers that start at once create the same tables; all but one fail, and find them then.
+@tenacity.retry(
+    retry=tenacity.retry_if_exception(lambda error: any(race in _said(error) for race in _RACES)),
+    stop=tenacity.stop_after_attempt(20),
+    wait=tenacity.wait_fixed(0.1),
+    reraise=True,
+)
+def _create(storage: str, name: str) -> optuna.Study:
+    return optuna.create_study(
+        storage=_opened(storage, creates=True),
+        study_name=name,
+        load_if_exists=True,
+        direction="minimize",
+        # Stages that start elsewhere say nothing about each other: no pruning by default.
+        pruner=optuna.pruners.NopPruner(),
+    )
 
 
 def load_study(storage: str, name: str) -> optuna.Study:
@@ -102,7 +102,7 @@ def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
                 f"study {study.study_name!r} was made with {key} {known[key]!r}, this command "
                 f"has {value!r}: repeat it, or choose another --study-name."
             )
-    if known != {**known, **setup}:
+    if not setup.items() <= known.items():
         study.set_user_attr(_SETUP, {**known, **setup})
 
 
@@ -110,14 +110,10 @@ def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
 def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[None]:
     """Turns what storages raise into one line that names the storage, the cause and the fix.
 
-    Args:
-        storage: As on the command line.
-        study: The study that is running; None while it is being opened.
+    There is no ``study`` while one is being opened.
     """
-    kinds: tuple[type[Exception], ...] = (SQLAlchemyError, StorageInternalError, OSError)
-    if study is None:
-        # Of tables of another version, of a missing driver, of a journal that cannot be read.
-        kinds = (*kinds, RuntimeError, ImportError, ValueError)
+    # Of tables of another version, of a missing driver, of a journal that cannot be read.
+    of_opening = (RuntimeError, ImportError, ValueError) if study is None else ()
     try:
         yield
     except CatalystError:
@@ -128,7 +124,7 @@ def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[
             raise UserError(
                 f"storage {storage!r}: it or its study is gone, somebody deleted it."
             ) from error
-        if not isinstance(error, kinds):
+        if not isinstance(error, (*_STORAGE_ERRORS, *of_opening)):
             raise
         lost = "" if study is None else " This stage is lost, those before it are kept."
         raise UserError(f"storage {storage!r}: {_cause(error)}.{lost}") from error
@@ -146,6 +142,10 @@ def _cause(error: Exception) -> str:
     return f"it cannot be used: {said}"
 
 
+def _said(error: BaseException) -> str:
+    return f"{error} {error.__cause__}" if isinstance(error, _STORAGE_ERRORS) else ""
+
+
 def _is_gone(storage: str, study: optuna.Study) -> bool:
     path = _file(storage)
     if path is not None and not os.path.exists(path):
@@ -154,51 +154,39 @@ def _is_gone(storage: str, study: optuna.Study) -> bool:
         study.user_attrs  # noqa: B018
     except KeyError:
         return True
-    except (SQLAlchemyError, StorageInternalError, OSError) as error:
+    except _STORAGE_ERRORS as error:
         # SQLite makes an empty file in place of one that was removed.
-        return "no such table" in f"{error} {error.__cause__}"
+        return "no such table" in _said(error)
     return False
 
 
-def _opened(storage: str, *, creates: bool) -> BaseStorage:
-    if _is_journal(storage):
+def _opened(storage: str, *, creates: bool) -> optuna.storages.BaseStorage:
+    url = _url(storage)
+    if url is None:
         return open_journal(Path(storage))
+    output.hide(url.password)
+    return optuna.storages.RDBStorage(storage, skip_table_creation=not creates)
+
+
+def _url(storage: str) -> sqlalchemy.engine.URL | None:
+    """The URL of a storage; None for a journal, which is a path."""
+    if "://" not in storage and storage.endswith(".log"):
+        return None
     try:
-        url = make_url(storage)
-    except ArgumentError as error:
+        return sqlalchemy.engine.make_url(storage)
+    except sqlalchemy.exc.ArgumentError as error:
         raise UserError(
             f"storage {storage!r} is neither a URL such as sqlite:///catalyst.db nor a path "
             "ending in .log."
         ) from error
-    output.hide(str(url.password or ""))
-    return RDBStorage(storage, skip_table_creation=not creates)
-
-
-def _retried(create: Callable[[], optuna.Study]) -> optuna.Study:
-    """Workers that start at once create the same tables; all but one fail, and find them then."""
-    for _ in range(_MAX_TRIES):
-        try:
-            return create()
-        except (SQLAlchemyError, StorageInternalError) as error:
-            if not any(race in f"{error} {error.__cause__}" for race in _RACES):
-                raise
-            time.sleep(_PAUSE_S)
-    return create()
-
-
-def _is_journal(storage: str) -> bool:
-    return "://" not in storage and storage.endswith(".log")
 
 
 def _file(storage: str) -> Path | None:
     """The file of a storage that is one; None for a server."""
-    if _is_journal(storage):
+    url = _url(storage)
+    if url is None:
         return Path(storage)
-    try:
-        url = make_url(storage)
-    except ArgumentError:
-        return None
     # SQLite's own URLs, such as file:a.db?mode=ro, and databases in memory have no plain path.
-    if url.get_backend_name() != "sqlite" or not url.database or url.database.startswith("file:"):
-        return None
-    return None if url.database == ":memory:" else Path(url.database)
+    name = url.database or ":memory:"
+    is_path = url.get_backend_name() == "sqlite" and not name.startswith(("file:", ":memory:"))
+    return Path(name) if is_path else None
