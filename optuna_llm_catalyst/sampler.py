@@ -16,7 +16,6 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.planner import RestartPlanner
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.planner import seed_sequence
-from optuna_llm_catalyst.prefetch import Prefetch
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
@@ -137,13 +136,13 @@ class LLMCatalystSampler(BaseSampler):
                 screen=screen,
                 seed=seed,
                 ignore_failures_before=ignore_failures_before,
-                prefetch=Prefetch() if prefetch else None,
+                prefetch=prefetch,
             )
         self._independent_sampler = independent_sampler
         self._seed = seed
 
     def __getstate__(self) -> dict[str, Any]:
-        # Even a shallow copy has its own requests in flight: none.
+        # A shallow copy, too, has a planner of its own, without proposals under way.
         return {**self.__dict__, "_planner": copy.copy(self._planner)}
 
     def infer_relative_search_space(
