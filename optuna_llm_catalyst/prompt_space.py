@@ -14,22 +14,17 @@ from dataclasses import field
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.trial import BaseTrial
+from optuna.trial import FrozenTrial
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.vocabulary import Tokenizer
 from optuna_llm_catalyst.vocabulary import Vocabulary
 
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
-
-    TrialOrParams = BaseTrial | FrozenTrial | Mapping[str, Any]
 
 #: What the names of this package's parameters start with.
 NAME_PREFIX = "prompt["
@@ -202,16 +197,28 @@ class PromptSpace:
         """Whether these are the token ids of a prompt of this space."""
         return len(token_ids) == self.num_virtual_tokens and all(map(self._is_token_id, token_ids))
 
-    def decode(self, trial_or_params: TrialOrParams) -> RestartPrompt:
+    def find(self, params: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """The token ids of the prompt among parameters; None if they have none in this range.
+
+        It is called for each trial of a study, and does not check that the ids are whole.
+        """
+        try:
+            token_ids = tuple(map(params.__getitem__, self.param_names))
+            # Optuna lets anything be enqueued, and runs it.
+            return token_ids if 0 <= min(token_ids) and max(token_ids) < self.vocab_size else None
+        except (KeyError, TypeError):
+            return None
+
+    def decode(
+        self, trial_or_params: BaseTrial | FrozenTrial | Mapping[str, Any]
+    ) -> RestartPrompt:
         """Returns the prompt of a trial, or of a dict of parameters.
 
         Raises:
             StudyMismatchError: If a parameter of this space is missing.
         """
-        if isinstance(trial_or_params, Mapping):
-            params: Mapping[str, Any] = trial_or_params
-        else:
-            params = trial_or_params.params
+        source = trial_or_params
+        params = source if isinstance(source, Mapping) else source.params
         missing = [name for name in self.param_names if name not in params]
         if missing:
             raise StudyMismatchError(
