@@ -18,11 +18,14 @@ from functools import lru_cache
 import json
 import os
 from typing import Any
-from typing import TYPE_CHECKING
 from typing import TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import PartialFixedSampler
+from optuna.storages import BaseStorage
+from optuna.trial import BaseTrial
+from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 from optuna.trial import TrialState
 
@@ -31,12 +34,6 @@ from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.trajectory import Trajectory
 
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
-    from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
 
