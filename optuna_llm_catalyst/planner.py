@@ -153,8 +153,8 @@ class RestartPlanner:
         if isinstance(self.proposer, MutationProposer):
             proposal = _fresh(proposal_of(self.proposer, request), past)
         elif breaker.is_open(self._counted(past), trial.number):
-            proposal = _fresh(proposal_of(MutationProposer(), request), past)
             record["breaker"] = "open"
+            proposal = _fresh(proposal_of(MutationProposer(), request), past)
         else:
             proposal, record = self._request_proposal(study, trial, request)
         # In a tiny vocabulary every prompt near the best may have been tried.

@@ -1,9 +1,4 @@
-"""A prompt as ``L`` integer parameters of an Optuna study, and back to text.
-
-Token ids are the truth, text stands beside them for people and for the LLM. Token ids have no
-order, so samplers that model integers as numbers (TPE, GP, CMA-ES) run on this space but learn
-little from it.
-"""
+"""A prompt as ``L`` integer parameters of an Optuna study, and back to text."""
 
 from __future__ import annotations
 
@@ -54,18 +49,16 @@ class PromptSpace:
     """A search space of prompts: ``num_virtual_tokens`` integers ``prompt[0]``, ``prompt[1]``, …
 
     Each is an ``IntDistribution(0, vocab_size - 1)``, which every Optuna storage, sampler and
-    the dashboard understand.
+    the dashboard understand. Token ids have no order, so samplers that model integers as numbers
+    (TPE, GP, CMA-ES) run on this space but learn little from it.
 
     Args:
-        tokenizer:
-            A Hugging Face tokenizer, or anything with ``encode(text) -> list[int]`` (without
-            special tokens) and ``decode(token_ids) -> str``.
-        num_virtual_tokens:
-            Length ``L`` of the prompt in tokens, constant within a study.
-        vocab_size:
-            Number of token ids. Default: ``len(tokenizer)``, else ``tokenizer.vocab_size``.
-        padding:
-            The word that fills a prompt shorter than ``L`` tokens.
+        tokenizer: A Hugging Face tokenizer, or anything with ``encode(text) -> list[int]``
+            (without special tokens) and ``decode(token_ids) -> str``.
+        num_virtual_tokens: Length ``L`` of the prompt in tokens, constant within a study.
+        vocab_size: Number of token ids. Default: ``len(tokenizer)``, else
+            ``tokenizer.vocab_size``.
+        padding: The word that fills a prompt shorter than ``L`` tokens.
 
     Example:
 
@@ -89,6 +82,7 @@ class PromptSpace:
                 f"`num_virtual_tokens` must be from 1 to {MAX_VIRTUAL_TOKENS}, got "
                 f"{num_virtual_tokens}."
             )
+        self.tokenizer: Any = tokenizer
         self.vocabulary = Vocabulary(tokenizer, vocab_size)
         self.vocab_size = self.vocabulary.size
         self.num_virtual_tokens = num_virtual_tokens
@@ -103,11 +97,6 @@ class PromptSpace:
                 "pass a word that has one."
             )
         self.padding_id = padding_ids[-1]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self.vocabulary.tokenizer
 
     @property
     def search_space(self) -> dict[str, IntDistribution]:
@@ -135,12 +124,9 @@ class PromptSpace:
         Raises:
             ValueError: If a token id that was enqueued or fixed is outside the space.
         """
-        number = trial.number
-        token_ids = [
-            self.token_id(number, name, trial.suggest_int(name, 0, self.vocab_size - 1))
-            for name in self.param_names
-        ]
-        prompt = self.from_token_ids(token_ids)
+        high = self.vocab_size - 1
+        params = {name: trial.suggest_int(name, 0, high) for name in self.param_names}
+        prompt = self.from_token_ids(list(self.fixed_ids(trial.number, params).values()))
         records.see_user_attrs(trial)
         if trial.user_attrs.get("prompt") != prompt.text:
             trial.set_user_attr("prompt", prompt.text)
@@ -173,25 +159,15 @@ class PromptSpace:
         Raises:
             ValueError: If one of them is no token id of this space.
         """
-        return {
-            position: self.token_id(trial_number, name, params[name])
-            for position, name in enumerate(self.param_names)
-            if name in params
-        }
-
-    def token_id(self, trial_number: int, name: str, value: Any) -> int:
-        """The value of a parameter of a trial, checked.
-
-        Raises:
-            ValueError: If it is no token id of this space.
-        """
-        if not self._is_token_id(value):
-            raise ValueError(
-                f"Trial {trial_number}: {name} is {value!r}, which is no token id: it must be a "
-                f"whole number in [0, {self.vocab_size - 1}]. Prompts are enqueued best by "
-                "`PromptSpace.enqueue(study, text)`."
-            )
-        return int(value)
+        fixed = {i: params[name] for i, name in enumerate(self.param_names) if name in params}
+        for i, value in fixed.items():
+            if not self._is_token_id(value):
+                raise ValueError(
+                    f"Trial {trial_number}: {self.param_names[i]} is {value!r}, which is no token "
+                    f"id: it must be a whole number in [0, {self.vocab_size - 1}]. Prompts are "
+                    "enqueued best by `PromptSpace.enqueue(study, text)`."
+                )
+        return {i: int(value) for i, value in fixed.items()}
 
     def is_prompt(self, token_ids: Sequence[Any]) -> bool:
         """Whether these are the token ids of a prompt of this space."""

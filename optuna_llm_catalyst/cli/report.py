@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.trajectory import finite_or_none
+from optuna_llm_catalyst.schema import encode
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,7 @@ def printable(text: str) -> str:
 
 def print_json(document: Any) -> None:
     """Prints one JSON document; numbers that JSON does not know become null."""
-    print(json.dumps(_without_nan(document), allow_nan=False))
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return finite_or_none(value) if isinstance(value, float) else value
+    print(json.dumps(encode(document), allow_nan=False))
 
 
 def stage_rows(study: optuna.Study) -> list[StageRow]:
@@ -96,8 +88,8 @@ def _row(trial: optuna.trial.FrozenTrial) -> StageRow:
         prompt=str(trial.user_attrs.get("prompt", "")),
         origin=str(trial.user_attrs.get("origin", "")),
         state=trial.state.name.lower(),
-        loss_before=finite_or_none(start.loss) if start else None,
-        loss=finite_or_none(trial.value) if trial.state.is_finished() else None,
+        loss_before=encode(start.loss) if start else None,
+        loss=encode(trial.value) if trial.state.is_finished() else None,
         accuracy_before=start.accuracy if start else None,
         accuracy=trial.user_attrs.get("accuracy"),
         forward_sequences=trial.user_attrs.get("forward_sequences"),
