@@ -250,14 +250,6 @@ def _warn(trial_number: int, failure: str | None, transition: str) -> None:
         _logger.warning(f"Trial {trial_number}: the proposer works again.")
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What one attempt of an LLM cost."""
-
-    prompt_tokens: int | None = None
-    reply_tokens: int | None = None
-
-
 def _count(study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
     """What an LLM cost, as numbers that the dashboard shows."""
     details = proposal.details
@@ -265,9 +257,9 @@ def _count(study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
         return
     records.set_user_attr(study, trial, "llm_seconds", details["seconds"])
     with suppress(SchemaError):  # The details may be those of somebody else's proposer.
-        attempts = decode(tuple[_Tokens, ...], details.get("attempts", []))
-        counts = [count for a in attempts for count in (a.prompt_tokens, a.reply_tokens)]
-        known = [count for count in counts if count is not None]
+        attempts = decode(list[dict[str, Any]], details.get("attempts", []))
+        counts = [row.get(key) for row in attempts for key in ("prompt_tokens", "reply_tokens")]
+        known = decode(list[int], [count for count in counts if count is not None])
         if known:
             records.set_user_attr(study, trial, "llm_tokens", sum(known))
 

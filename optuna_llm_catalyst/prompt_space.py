@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 from optuna.distributions import IntDistribution
 from optuna.trial import BaseTrial
-from optuna.trial import FrozenTrial
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import StudyMismatchError
@@ -136,15 +135,12 @@ class PromptSpace:
         return prompt
 
     def enqueue(self, study: optuna.Study, text: str, **params: Any) -> RestartPrompt:
-        """Enqueues a human's prompt as the next trial.
+        """Enqueues a human's prompt as the next trial, and returns it as it will be used.
 
         Args:
             study: The study.
             text: The prompt; padded to the space's length, or cut with a warning.
             params: Values of other parameters of the trial, if some shall be fixed as well.
-
-        Returns:
-            The prompt as it will be used.
         """
         prompt = self.from_text(text, warn=True)
         study.enqueue_trial(
@@ -185,9 +181,7 @@ class PromptSpace:
         except (KeyError, TypeError):
             return None
 
-    def decode(
-        self, trial_or_params: BaseTrial | FrozenTrial | Mapping[str, Any]
-    ) -> RestartPrompt:
+    def decode(self, trial_or_params: BaseTrial | Mapping[str, Any]) -> RestartPrompt:
         """Returns the prompt of a trial, or of a dict of parameters.
 
         Raises:
