@@ -30,6 +30,7 @@ from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.trajectory import best_swaps
 from optuna_llm_catalyst.trajectory import DriftWord
 from optuna_llm_catalyst.trajectory import Swap
+from optuna_llm_catalyst.trajectory import Trajectory
 
 
 TokenIds = tuple[int, ...]
@@ -129,23 +130,16 @@ def from_study(
         StudyMismatchError: If the study's prompts are not of this space.
     """
     minimize = study.direction == StudyDirection.MINIMIZE
+    trials = records.all_trials(study)
+    others = [trial for trial in trials if trial.number != exclude]
+    check_trials(space, [trial for trial in trials if trial.state in _FINISHED][-1:])
+    in_flight = _in_flight((trial for trial in others if not trial.state.is_finished()), space)
     tried: list[TokenIds] = []
-    valued: list[tuple[FrozenTrial, Outcome]] = []
+    stages: list[tuple[FrozenTrial, Outcome]] = []
     failures: Counter[TokenIds] = Counter()
-    flying: list[FrozenTrial] = []
-    proposals: list[PastProposal] = []
-    last: FrozenTrial | None = None
-    for trial in records.all_trials(study):
-        if trial.number != exclude:
-            if records.has_own_proposal(trial):
-                succeeded = records.proposal_succeeded(trial)
-                proposals.append(PastProposal(trial.number, succeeded))
-            if not trial.state.is_finished():
-                flying.append(trial)
-        if trial.state in _FINISHED:
-            last = trial
-        # A trial without a prompt failed before it had one, or is of something else.
+    for trial in trials:
         token_ids = space.find(trial.params)
+        # A trial without a prompt failed before it had one, or is of something else.
         if token_ids is None:
             continue
         if trial.state == TrialState.FAIL:
@@ -155,30 +149,27 @@ def from_study(
             value = _value(trial, minimize)
             # A refined stage did not start from its words: it says nothing about them.
             if value is not None and trial.user_attrs.get("origin") != "refine":
-                valued.append((trial, Outcome(trial.number, token_ids, value)))
-    if last is not None:
-        check_trials(space, [last])
-    in_flight = _in_flight(flying, space)
+                stages.append((trial, Outcome(trial.number, token_ids, value)))
     return History(
-        points=_top_points(valued, space, minimize=minimize, top_k=top_k),
+        points=_top_points(stages, space, minimize, top_k),
         in_flight=in_flight,
         tried=frozenset(tried).union(prompt.token_ids for prompt in in_flight),
         failures=failures,
         n_finished=len(tried),
-        outcomes=tuple(outcome for _, outcome in valued),
-        proposals=tuple(proposals),
+        outcomes=tuple(outcome for _, outcome in stages),
+        proposals=tuple(
+            PastProposal(trial.number, records.proposal_succeeded(trial))
+            for trial in filter(records.has_own_proposal, others)
+        ),
         minimize=minimize,
     )
 
 
 def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozenset[TokenIds]:
     """The prompts of all running trials but one."""
-    trials = [
-        trial
-        for trial in records.all_trials(study)
-        if trial.state == TrialState.RUNNING and trial.number != exclude
-    ]
-    return frozenset(prompt.token_ids for prompt in _in_flight(trials, space))
+    trials = [t for t in records.all_trials(study) if t.state == TrialState.RUNNING]
+    others = (trial for trial in trials if trial.number != exclude)
+    return frozenset(prompt.token_ids for prompt in _in_flight(others, space))
 
 
 def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
@@ -228,21 +219,17 @@ def _value(trial: FrozenTrial, minimize: bool) -> float | None:
 def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[RestartPrompt, ...]:
     found: dict[TokenIds, None] = {}
     for trial in trials:
-        proposal = records.load(trial, "proposal", records.ProposalRecord)
-        published = proposal.token_ids if proposal else ()
-        known = space.find(trial.params) or space.find(records.enqueued_params(trial))
-        token_ids = known or published
+        token_ids = space.find(trial.params) or space.find(records.enqueued_params(trial))
+        if token_ids is None:
+            proposal = records.load(trial, "proposal", records.ProposalRecord)
+            token_ids = proposal.token_ids if proposal else ()
         if space.is_prompt(token_ids):
             found[token_ids] = None
     return tuple(space.from_token_ids(token_ids) for token_ids in found)
 
 
 def _top_points(
-    stages: Iterable[tuple[FrozenTrial, Outcome]],
-    space: PromptSpace,
-    *,
-    minimize: bool,
-    top_k: int,
+    stages: Iterable[tuple[FrozenTrial, Outcome]], space: PromptSpace, minimize: bool, top_k: int
 ) -> tuple[HistoryPoint, ...]:
     sign = 1.0 if minimize else -1.0
     best: dict[TokenIds, tuple[FrozenTrial, Outcome]] = {}
@@ -263,9 +250,8 @@ def _top_points(
 
 
 def _stage_point(trial: FrozenTrial, outcome: Outcome, space: PromptSpace) -> HistoryPoint:
-    trajectory = records.load_trajectory(trial)
-    points = trajectory.points if trajectory else ()
-    best = trajectory.best if trajectory else None
+    trajectory = records.load_trajectory(trial) or Trajectory(())
+    points, best = trajectory.points, trajectory.best
     reported = trial.intermediate_values
     prompt = space.from_token_ids(outcome.token_ids)
     proposal = records.load(trial, "proposal", records.ProposalRecord)

@@ -200,12 +200,8 @@ class PromptSpace:
     def from_text(self, text: str, *, warn: bool = False) -> RestartPrompt:
         """Encodes a text to exactly ``num_virtual_tokens`` tokens, none of them special.
 
-        A longer text is cut, a shorter one padded; the result says by how much and carries the
-        text that is left, so that ``from_text(prompt.text)`` is ``prompt`` again.
-
-        Args:
-            text: The text.
-            warn: Whether to log a warning if it is cut.
+        A longer text is cut, which ``warn`` logs, a shorter one padded. The result says by how
+        much and has the text that is left: ``from_text(prompt.text)`` is ``prompt`` again.
 
         Raises:
             ValueError: If no token of the vocabulary can express the text.
