@@ -36,6 +36,7 @@ from optuna_llm_catalyst.trajectory import Trajectory
 TokenIds = tuple[int, ...]
 
 _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+_UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def from_study(
     trials = records.all_trials(study)
     others = [trial for trial in trials if trial.number != exclude]
     check_trials(space, [trial for trial in trials if trial.state in _FINISHED][-1:])
-    in_flight = _in_flight((trial for trial in others if not trial.state.is_finished()), space)
+    in_flight = _in_flight([trial for trial in others if trial.state in _UNFINISHED], space)
     tried: list[TokenIds] = []
     stages: list[tuple[FrozenTrial, Outcome]] = []
     failures: Counter[TokenIds] = Counter()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from numbers import Integral
+from operator import itemgetter
 from typing import Any
 
 import optuna
@@ -88,6 +89,7 @@ class PromptSpace:
         # Samplers sort names lexicographically: zero-padding keeps that the order of positions.
         width = len(str(num_virtual_tokens - 1))
         self.param_names = tuple(f"{NAME_PREFIX}{i:0{width}}]" for i in range(num_virtual_tokens))
+        self._values_of = itemgetter(*self.param_names)
         # Within running text a word can have another id than at its start ("Ġa" against "a").
         padding_ids = self.vocabulary.encode(f"{padding} {padding}")
         if not padding_ids:
@@ -175,7 +177,8 @@ class PromptSpace:
         It is called for each trial of a study, and does not check that the ids are whole.
         """
         try:
-            token_ids = tuple(map(params.__getitem__, self.param_names))
+            values = self._values_of(params)
+            token_ids: tuple[int, ...] = values if self.num_virtual_tokens > 1 else (values,)
             # Optuna lets anything be enqueued, and runs it.
             return token_ids if 0 <= min(token_ids) and max(token_ids) < self.vocab_size else None
         except (KeyError, TypeError):
