@@ -51,7 +51,8 @@ class SchemaError(ValueError):
     """A JSON value is not of the type that was expected; the message names the place."""
 
     def __init__(self, problem: str, place: str = "") -> None:
-        super().__init__(f'"{place}" {problem}' if place else problem.removeprefix(_REFUSED))
+        where = place.lstrip(".")
+        super().__init__(f'"{where}" {problem}' if where else problem.removeprefix(_REFUSED))
         self.problem = problem
         self.place = place
 
@@ -65,10 +66,7 @@ def decode(kind: type[T], value: Any, *, at: str = "") -> T:
     Raises:
         SchemaError: If the value does not fit.
     """
-    try:
-        return cast(T, _decode(kind, value))
-    except SchemaError as error:
-        raise SchemaError(error.problem, f"{at}{error.place}".lstrip(".")) from error.__cause__
+    return cast(T, _inside(at, kind, value))
 
 
 def encode(value: Any) -> Any:
