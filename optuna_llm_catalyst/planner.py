@@ -128,11 +128,12 @@ class RestartPlanner:
         self, past: history.History, fixed: Mapping[int, int]
     ) -> list[RestartPrompt]:
         """The startup prompts, with the fixed tokens, that nobody tried or tries."""
+        untried = [p for p in self.startup_prompts if p.token_ids not in past.tried]
+        prompts = [self.space.with_tokens(prompt, fixed) for prompt in untried]
         return [
             prompt
-            for startup in self.startup_prompts
-            for prompt in [self.space.with_tokens(startup, fixed)]
-            if past.tried.isdisjoint([startup.token_ids, prompt.token_ids])
+            for prompt in prompts
+            if prompt.token_ids not in past.tried
             and past.failures.get(prompt.token_ids, 0) < _MAX_FAILURES
         ]
 

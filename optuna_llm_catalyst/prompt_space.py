@@ -59,14 +59,6 @@ class PromptSpace:
         vocab_size: Number of token ids. Default: ``len(tokenizer)``, else
             ``tokenizer.vocab_size``.
         padding: The word that fills a prompt shorter than ``L`` tokens.
-
-    Example:
-
-        .. code-block:: python
-
-            space = PromptSpace(tokenizer, num_virtual_tokens=8)
-            trial = study.ask()
-            prompt = space.suggest(trial)  # RestartPrompt(text=..., token_ids=...)
     """
 
     def __init__(
