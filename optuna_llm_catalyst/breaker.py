@@ -1,8 +1,7 @@
 """A circuit breaker that needs no memory: an LLM that keeps failing is left alone for a while.
 
-Whether it is open follows from the study's trials, so all workers share it and a restart does not
-forget it. Its pauses are counted in trials, not in seconds: a study that is repeated from its
-recorded replies makes its requests in the same trials.
+Whether it is open follows from the study's trials, so all workers share it. Its pauses are counted
+in trials, so a study that is repeated from recorded replies makes its requests in the same trials.
 """
 
 from __future__ import annotations
@@ -33,10 +32,6 @@ def is_open(proposals: Sequence[PastProposal], trial_number: int) -> bool:
     After three failures in a row the next two trials do, then one trial tries again; when it
     fails, four do without, then eight, up to 32. A proposal that is being made counts as the last
     that failed, so that one worker tries and not all of them.
-
-    Args:
-        proposals: The proposals of earlier trials, oldest first.
-        trial_number: The trial.
     """
     streak = n_failures(proposals)
     if streak < THRESHOLD:
@@ -46,15 +41,7 @@ def is_open(proposals: Sequence[PastProposal], trial_number: int) -> bool:
 
 
 def transition(proposals: Sequence[PastProposal], *, failed: bool) -> str:
-    """What one more proposal does to the breaker.
-
-    Args:
-        proposals: The proposals of earlier trials, oldest first.
-        failed: Whether the new one failed.
-
-    Returns:
-        ``opened``, ``still open``, ``closed`` again, or nothing.
-    """
+    """What one more proposal does: ``opened``, ``still open``, ``closed`` again, or nothing."""
     streak = n_failures(proposals)
     if not failed:
         return "closed" if streak >= THRESHOLD else ""

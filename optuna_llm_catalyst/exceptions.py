@@ -1,16 +1,6 @@
 """The errors of this package.
 
-::
-
-    CatalystError
-    ├── ProviderError         the LLM could not be reached, or its server reports an error
-    ├── InvalidReplyError     the LLM replied, but not with a list of prompts
-    ├── DataError             a data folder cannot be used            (a ValueError)
-    ├── ModelNotFoundError    a pretrained model cannot be loaded     (a ValueError)
-    ├── StudyMismatchError    a study was made with another space     (a ValueError)
-    └── CheckpointError       a trained soft prompt cannot be loaded  (a ValueError)
-
-The first two never leave :class:`~optuna_llm_catalyst.LLMCatalystSampler`: it falls back and
+:class:`ProviderError` and :class:`InvalidReplyError` never leave the sampler: it falls back and
 records the reason on the trial.
 """
 

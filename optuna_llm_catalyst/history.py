@@ -7,22 +7,18 @@ the records, which are JSON, are parsed for the best trials alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
-from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
-from operator import itemgetter
-from typing import Any
 from typing import Literal
 from typing import NamedTuple
-from typing import TYPE_CHECKING
 
-import numpy as np
+import optuna
 from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
@@ -34,11 +30,8 @@ from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.trajectory import best_swaps
 from optuna_llm_catalyst.trajectory import DriftWord
 from optuna_llm_catalyst.trajectory import Swap
+from optuna_llm_catalyst.trajectory import Trajectory
 
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial
 
 TokenIds = tuple[int, ...]
 
@@ -138,58 +131,46 @@ def from_study(
         StudyMismatchError: If the study's prompts are not of this space.
     """
     minimize = study.direction == StudyDirection.MINIMIZE
-    token_ids_of = _token_ids_getter(space)
+    trials = records.all_trials(study)
+    others = [trial for trial in trials if trial.number != exclude]
+    check_trials(space, [trial for trial in trials if trial.state in _FINISHED][-1:])
+    in_flight = _in_flight([trial for trial in others if trial.state in _UNFINISHED], space)
     tried: list[TokenIds] = []
-    valued: list[FrozenTrial] = []
-    outcomes: list[Outcome] = []
+    stages: list[tuple[FrozenTrial, Outcome]] = []
     failures: Counter[TokenIds] = Counter()
-    flying: list[FrozenTrial] = []
-    proposals: list[PastProposal] = []
-    last: FrozenTrial | None = None
-    for trial in records.all_trials(study):
-        if trial.number != exclude:
-            if records.has_own_proposal(trial):
-                succeeded = records.proposal_succeeded(trial)
-                proposals.append(PastProposal(trial.number, succeeded))
-            if trial.state in _UNFINISHED:
-                flying.append(trial)
+    for trial in trials:
+        token_ids = space.find(trial.params)
         # A trial without a prompt failed before it had one, or is of something else.
-        token_ids = token_ids_of(trial.params)
-        if trial.state in _FINISHED:
-            last = trial
-            if token_ids is None:
-                continue
+        if token_ids is None:
+            continue
+        if trial.state == TrialState.FAIL:
+            failures[token_ids] += 1
+        elif trial.state in _FINISHED:
             tried.append(token_ids)
             value = _value(trial, minimize)
             # A refined stage did not start from its words: it says nothing about them.
             if value is not None and trial.user_attrs.get("origin") != "refine":
-                valued.append(trial)
-                outcomes.append(Outcome(trial.number, token_ids, value))
-        elif trial.state == TrialState.FAIL and token_ids is not None:
-            failures[token_ids] += 1
-    if last is not None:
-        check_trials(space, [last])
-    in_flight = _in_flight(flying, space)
+                stages.append((trial, Outcome(trial.number, token_ids, value)))
     return History(
-        points=_top_points(valued, outcomes, space, minimize=minimize, top_k=top_k),
+        points=_top_points(stages, space, minimize, top_k),
         in_flight=in_flight,
         tried=frozenset(tried).union(prompt.token_ids for prompt in in_flight),
         failures=failures,
         n_finished=len(tried),
-        outcomes=tuple(outcomes),
-        proposals=tuple(proposals),
+        outcomes=tuple(outcome for _, outcome in stages),
+        proposals=tuple(
+            PastProposal(trial.number, records.proposal_succeeded(trial))
+            for trial in filter(records.has_own_proposal, others)
+        ),
         minimize=minimize,
     )
 
 
 def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozenset[TokenIds]:
     """The prompts of all running trials but one."""
-    trials = [
-        trial
-        for trial in records.all_trials(study)
-        if trial.state == TrialState.RUNNING and trial.number != exclude
-    ]
-    return frozenset(prompt.token_ids for prompt in _in_flight(trials, space))
+    trials = [t for t in records.all_trials(study) if t.state == TrialState.RUNNING]
+    others = (trial for trial in trials if trial.number != exclude)
+    return frozenset(prompt.token_ids for prompt in _in_flight(others, space))
 
 
 def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
@@ -214,7 +195,7 @@ def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
                 f"tokens, this tokenizer has {space.vocab_size}. Use the model of the study, "
                 "or a new study name."
             )
-        token_ids = _token_ids_getter(space)(trial.params)
+        token_ids = space.find(trial.params)
         text = records.load(trial, "prompt", str)
         if token_ids is None or text is None:
             continue
@@ -236,70 +217,42 @@ def _value(trial: FrozenTrial, minimize: bool) -> float | None:
     return value if value == value else None
 
 
-def _token_ids_getter(space: PromptSpace) -> Callable[[Mapping[str, Any]], TokenIds | None]:
-    """A function from parameters to the token ids of their prompt, None if they have none.
-
-    It is called for each trial of a study: one C call gets all names.
-    """
-    names, size = space.param_names, space.vocab_size
-    get = itemgetter(*names)
-
-    def token_ids_of(params: Mapping[str, Any]) -> TokenIds | None:
-        try:
-            token_ids: TokenIds = get(params) if len(names) > 1 else (get(params),)
-            # Optuna lets anything be enqueued, and runs it.
-            return token_ids if 0 <= min(token_ids) and max(token_ids) < size else None
-        except (KeyError, TypeError):
-            return None
-
-    return token_ids_of
-
-
 def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[RestartPrompt, ...]:
     found: dict[TokenIds, None] = {}
     for trial in trials:
-        proposal = records.load(trial, "proposal", records.ProposalRecord)
-        token_ids: Sequence[Any] = proposal.token_ids if proposal else ()
-        for params in (records.enqueued_params(trial), trial.params):
-            if params.keys() >= set(space.param_names):
-                token_ids = [params[name] for name in space.param_names]
+        token_ids = space.find(trial.params) or space.find(records.enqueued_params(trial))
+        if token_ids is None:
+            proposal = records.load(trial, "proposal", records.ProposalRecord)
+            token_ids = proposal.token_ids if proposal else ()
         if space.is_prompt(token_ids):
-            found[tuple(token_ids)] = None
+            found[token_ids] = None
     return tuple(space.from_token_ids(token_ids) for token_ids in found)
 
 
 def _top_points(
-    trials: Sequence[FrozenTrial],
-    outcomes: Sequence[Outcome],
-    space: PromptSpace,
-    *,
-    minimize: bool,
-    top_k: int,
+    stages: Iterable[tuple[FrozenTrial, Outcome]], space: PromptSpace, minimize: bool, top_k: int
 ) -> tuple[HistoryPoint, ...]:
     sign = 1.0 if minimize else -1.0
-    points: dict[TokenIds, HistoryPoint] = {}
-    ranked: list[FrozenTrial] = []
+    best: dict[TokenIds, tuple[FrozenTrial, Outcome]] = {}
     # The same prompt may have been trained more than once: its best stage speaks for it.
-    for i in np.argsort([sign * outcome.value for outcome in outcomes], kind="stable"):
-        if len(points) == top_k:
+    for trial, outcome in sorted(stages, key=lambda stage: sign * stage[1].value):
+        best.setdefault(outcome.token_ids, (trial, outcome))
+        if len(best) == top_k:
             break
-        if outcomes[i].token_ids not in points:
-            points[outcomes[i].token_ids] = _stage_point(trials[i], outcomes[i], space)
-            ranked.append(trials[i])
+    points = {ids: _stage_point(trial, outcome, space) for ids, (trial, outcome) in best.items()}
     # A value after training and a value without are different things: prompts that were never
     # trained fill up a short history and are ranked among themselves.
     if len(points) < top_k:
-        untrained = _untrained_points(ranked, space, lower_is_better=minimize)
+        trials = [trial for trial, _ in best.values()]
+        untrained = _untrained_points(trials, space, lower_is_better=minimize)
         for point in sorted(untrained, key=lambda point: sign * point.value):
-            if len(points) < top_k:
-                points.setdefault(point.prompt.token_ids, point)
-    return tuple(points.values())
+            points.setdefault(point.prompt.token_ids, point)
+    return tuple(points.values())[:top_k]
 
 
 def _stage_point(trial: FrozenTrial, outcome: Outcome, space: PromptSpace) -> HistoryPoint:
-    trajectory = records.load_trajectory(trial)
-    points = trajectory.points if trajectory else ()
-    best = trajectory.best if trajectory else None
+    trajectory = records.load_trajectory(trial) or Trajectory(())
+    points, best = trajectory.points, trajectory.best
     reported = trial.intermediate_values
     prompt = space.from_token_ids(outcome.token_ids)
     proposal = records.load(trial, "proposal", records.ProposalRecord)

@@ -67,9 +67,8 @@ class Mistakes:
         Args:
             labels: The true label of each example.
             predicted: The predicted one.
-            texts: The examples themselves, each a text and its pair or None, if some may be
-                kept.
-            max_confusions: How many pairs of labels to keep, the most frequent ones.
+            texts: The examples, each a text and its pair or None, if some may be kept.
+            max_confusions: How many confusions to keep.
             max_texts: How many texts to keep, of different confusions first.
         """
         totals = Counter(labels)

@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-import copy
+from dataclasses import asdict
 from dataclasses import dataclass
+from dataclasses import field
 from dataclasses import replace
 import math
 import time
 from typing import Any
-from typing import TYPE_CHECKING
 import zlib
 
 import numpy as np
 import optuna
+from optuna.trial import FrozenTrial
 
+from optuna_llm_catalyst import background
 from optuna_llm_catalyst import breaker
 from optuna_llm_catalyst import history
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.prefetch import Prefetch
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import MutationProposer
@@ -34,9 +36,6 @@ from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import SchemaError
 
 
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
 Screen = Callable[[Sequence[RestartPrompt]], Sequence[float]]
 
 #: A startup prompt gets a second chance after a crash, not a third.
@@ -46,10 +45,7 @@ _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 @dataclass(eq=False)
 class RestartPlanner:
-    """Chooses restart prompts. Holds configuration only, but for what is prefetched.
-
-    The fields are arguments of :class:`~optuna_llm_catalyst.LLMCatalystSampler`.
-    """
+    """Chooses restart prompts. Its fields are arguments of the sampler."""
 
     space: PromptSpace
     proposer: Proposer
@@ -60,22 +56,19 @@ class RestartPlanner:
     screen: Screen | None
     seed: int | None
     ignore_failures_before: int
-    prefetch: Prefetch | None
+    prefetch: bool
+    #: Proposals that are made while a stage trains, one for each study and set of fixed tokens:
+    #: all that a sampler holds beyond its configuration.
+    under_way: dict[Any, Future[Proposal]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A shallow copy, too, has no proposals under way.
-        return {**self.__dict__, "prefetch": copy.copy(self.prefetch)}
+        # The thread that makes a proposal is in one process: a copy and a pickle have none.
+        return {**self.__dict__, "under_way": {}}
 
     def restart_prompt(
         self, study: optuna.Study, trial: FrozenTrial, fixed: Mapping[int, int]
     ) -> RestartPrompt:
-        """Chooses the restart prompt of a trial and publishes it on the trial.
-
-        Args:
-            study: The study.
-            trial: The trial.
-            fixed: Token ids that are given, by position.
-        """
+        """Chooses the restart prompt of a trial, with the fixed tokens, and publishes it on it."""
         # A trial that is run again after a crash (optuna's retry callbacks) has its prompt.
         known = self._published(trial, fixed)
         if known is not None:
@@ -108,11 +101,8 @@ class RestartPlanner:
         """Publishes the first of the prompts that no other worker tries, else the last."""
         records.set_user_attr(study, trial, "origin", record["origin"])
         for prompt in ranked:
-            chosen = {
-                "token_ids": list(prompt.token_ids),
-                "text": prompt.text,
-                "n_truncated": prompt.n_truncated,
-            }
+            chosen = asdict(prompt)
+            del chosen["n_padding"]
             records.save_proposal(study, trial, {**record, **chosen})
             # Another worker may have published the same prompt since the history was read. As
             # everyone publishes first and looks then, at least one of the two sees it and yields.
@@ -138,11 +128,12 @@ class RestartPlanner:
         self, past: history.History, fixed: Mapping[int, int]
     ) -> list[RestartPrompt]:
         """The startup prompts, with the fixed tokens, that nobody tried or tries."""
+        untried = [p for p in self.startup_prompts if p.token_ids not in past.tried]
+        prompts = [self.space.with_tokens(prompt, fixed) for prompt in untried]
         return [
             prompt
-            for startup in self.startup_prompts
-            for prompt in [self.space.with_tokens(startup, fixed)]
-            if past.tried.isdisjoint([startup.token_ids, prompt.token_ids])
+            for prompt in prompts
+            if prompt.token_ids not in past.tried
             and past.failures.get(prompt.token_ids, 0) < _MAX_FAILURES
         ]
 
@@ -163,24 +154,25 @@ class RestartPlanner:
         if isinstance(self.proposer, MutationProposer):
             proposal = _fresh(proposal_of(self.proposer, request), past)
         elif breaker.is_open(self._counted(past), trial.number):
-            proposal = _fresh(proposal_of(MutationProposer(), request), past)
             record["breaker"] = "open"
+            proposal = _fresh(proposal_of(MutationProposer(), request), past)
         else:
             proposal, record = self._request_proposal(study, trial, request)
         # In a tiny vocabulary every prompt near the best may have been tried.
         spare = self._random(fixed, request.seed)
         prompts = proposal.prompts or (spare,)
         scores = self._scores(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: _rank(scores[i], past))
-        _logger.info(
-            f"Trial {trial.number} restarts from {prompts[order[0]].text!r} ({proposal.origin})."
-        )
-        return [*(prompts[i] for i in order), spare], {
-            **proposal.details,  # First: they come from someone else's code.
-            **record,
-            "origin": proposal.origin,
-            "candidates": _candidate_records(prompts, scores),
-        }
+        sign = 1.0 if past.minimize else -1.0
+        ranks = [math.inf if score is None else sign * score for score in scores]
+        ranked = [prompts[i] for i in np.argsort(ranks, kind="stable")]
+        _logger.info(f"Trial {trial.number} restarts from {ranked[0].text!r} ({proposal.origin}).")
+        candidates = [
+            {**asdict(prompt), "score": score}
+            for prompt, score in zip(prompts, scores, strict=True)
+        ]
+        # The details come first: they are from someone else's code.
+        chosen = {"origin": proposal.origin, "candidates": candidates}
+        return [*ranked, spare], {**proposal.details, **record, **chosen}
 
     def _request_proposal(
         self, study: optuna.Study, trial: FrozenTrial, request: ProposalRequest
@@ -188,7 +180,7 @@ class RestartPlanner:
         """The proposer's proposal, or a mutation; and what the trial's record says of it."""
         records.mark_proposal_started(study, trial)
         started = time.perf_counter()
-        prefetched = self.prefetch and self.prefetch.take(study, request.fixed)
+        prefetched = self.under_way.pop(_key(study, request.fixed), None)
         proposal = prefetched.result() if prefetched else proposal_of(self.proposer, request)
         waited = round(time.perf_counter() - started, 3)
         _count(study, trial, proposal)
@@ -213,10 +205,11 @@ class RestartPlanner:
 
     def _request_next(self, study: optuna.Study, number: int) -> None:
         """Requests the next restart while a stage trains, from the history up to now."""
-        if self.prefetch is None or isinstance(self.proposer, MutationProposer):
+        if not self.prefetch or isinstance(self.proposer, MutationProposer):
             return
         fixed = self.space.fixed_ids(number, records.fixed_by_sampler(study))
-        if self.prefetch.is_under_way(study, fixed):
+        key = _key(study, fixed)
+        if key in self.under_way:
             return
         past = self._read(study)
         n_known = past.n_finished + len(past.in_flight)
@@ -224,7 +217,7 @@ class RestartPlanner:
         if is_startup or breaker.is_open(self._counted(past), number):
             return
         request = self._request(past, number, "prefetch", fixed)
-        self.prefetch.start(study, fixed, lambda: proposal_of(self.proposer, request))
+        self.under_way[key] = background.start(lambda: proposal_of(self.proposer, request))
 
     def _scores(self, prompts: Sequence[RestartPrompt]) -> list[float | None]:
         if self.screen is None:
@@ -258,14 +251,6 @@ def _warn(trial_number: int, failure: str | None, transition: str) -> None:
         _logger.warning(f"Trial {trial_number}: the proposer works again.")
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What one attempt of an LLM cost."""
-
-    prompt_tokens: int | None = None
-    reply_tokens: int | None = None
-
-
 def _count(study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
     """What an LLM cost, as numbers that the dashboard shows."""
     details = proposal.details
@@ -273,17 +258,11 @@ def _count(study: optuna.Study, trial: FrozenTrial, proposal: Proposal) -> None:
         return
     records.set_user_attr(study, trial, "llm_seconds", details["seconds"])
     with suppress(SchemaError):  # The details may be those of somebody else's proposer.
-        attempts = decode(tuple[_Tokens, ...], details.get("attempts", []))
-        counts = [count for a in attempts for count in (a.prompt_tokens, a.reply_tokens)]
-        known = [count for count in counts if count is not None]
+        attempts = decode(list[dict[str, Any]], details.get("attempts", []))
+        counts = [row.get(key) for row in attempts for key in ("prompt_tokens", "reply_tokens")]
+        known = decode(list[int], [count for count in counts if count is not None])
         if known:
             records.set_user_attr(study, trial, "llm_tokens", sum(known))
-
-
-def _rank(score: float | None, past: history.History) -> float:
-    if score is None:
-        return math.inf
-    return score if past.minimize else -score
 
 
 def _fresh(proposal: Proposal, past: history.History) -> Proposal:
@@ -293,16 +272,5 @@ def _fresh(proposal: Proposal, past: history.History) -> Proposal:
     return replace(proposal, prompts=tuple(p for p in unique if p.token_ids not in past.tried))
 
 
-def _candidate_records(
-    prompts: Sequence[RestartPrompt], scores: Sequence[float | None]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "text": prompt.text,
-            "token_ids": list(prompt.token_ids),
-            "n_truncated": prompt.n_truncated,
-            "n_padding": prompt.n_padding,
-            "score": score,
-        }
-        for prompt, score in zip(prompts, scores, strict=True)
-    ]
+def _key(study: optuna.Study, fixed: Mapping[int, int]) -> Any:
+    return records.identity(study), frozenset(fixed.items())

@@ -1,9 +1,4 @@
-"""A prompt as ``L`` integer parameters of an Optuna study, and back to text.
-
-Token ids are the truth, text stands beside them for people and for the LLM. Token ids have no
-order, so samplers that model integers as numbers (TPE, GP, CMA-ES) run on this space but learn
-little from it.
-"""
+"""A prompt as ``L`` integer parameters of an Optuna study, and back to text."""
 
 from __future__ import annotations
 
@@ -13,23 +8,18 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from numbers import Integral
+from operator import itemgetter
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import IntDistribution
+from optuna.trial import BaseTrial
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.vocabulary import Tokenizer
 from optuna_llm_catalyst.vocabulary import Vocabulary
 
-
-if TYPE_CHECKING:
-    from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
-
-    TrialOrParams = BaseTrial | FrozenTrial | Mapping[str, Any]
 
 #: What the names of this package's parameters start with.
 NAME_PREFIX = "prompt["
@@ -59,26 +49,16 @@ class PromptSpace:
     """A search space of prompts: ``num_virtual_tokens`` integers ``prompt[0]``, ``prompt[1]``, …
 
     Each is an ``IntDistribution(0, vocab_size - 1)``, which every Optuna storage, sampler and
-    the dashboard understand.
+    the dashboard understand. Token ids have no order, so samplers that model integers as numbers
+    (TPE, GP, CMA-ES) run on this space but learn little from it.
 
     Args:
-        tokenizer:
-            A Hugging Face tokenizer, or anything with ``encode(text) -> list[int]`` (without
-            special tokens) and ``decode(token_ids) -> str``.
-        num_virtual_tokens:
-            Length ``L`` of the prompt in tokens, constant within a study.
-        vocab_size:
-            Number of token ids. Default: ``len(tokenizer)``, else ``tokenizer.vocab_size``.
-        padding:
-            The word that fills a prompt shorter than ``L`` tokens.
-
-    Example:
-
-        .. code-block:: python
-
-            space = PromptSpace(tokenizer, num_virtual_tokens=8)
-            trial = study.ask()
-            prompt = space.suggest(trial)  # RestartPrompt(text=..., token_ids=...)
+        tokenizer: A Hugging Face tokenizer, or anything with ``encode(text) -> list[int]``
+            (without special tokens) and ``decode(token_ids) -> str``.
+        num_virtual_tokens: Length ``L`` of the prompt in tokens, constant within a study.
+        vocab_size: Number of token ids. Default: ``len(tokenizer)``, else
+            ``tokenizer.vocab_size``.
+        padding: The word that fills a prompt shorter than ``L`` tokens.
     """
 
     def __init__(
@@ -94,12 +74,14 @@ class PromptSpace:
                 f"`num_virtual_tokens` must be from 1 to {MAX_VIRTUAL_TOKENS}, got "
                 f"{num_virtual_tokens}."
             )
+        self.tokenizer: Any = tokenizer
         self.vocabulary = Vocabulary(tokenizer, vocab_size)
         self.vocab_size = self.vocabulary.size
         self.num_virtual_tokens = num_virtual_tokens
         # Samplers sort names lexicographically: zero-padding keeps that the order of positions.
         width = len(str(num_virtual_tokens - 1))
         self.param_names = tuple(f"{NAME_PREFIX}{i:0{width}}]" for i in range(num_virtual_tokens))
+        self._values_of = itemgetter(*self.param_names)
         # Within running text a word can have another id than at its start ("Ġa" against "a").
         padding_ids = self.vocabulary.encode(f"{padding} {padding}")
         if not padding_ids:
@@ -108,11 +90,6 @@ class PromptSpace:
                 "pass a word that has one."
             )
         self.padding_id = padding_ids[-1]
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self.vocabulary.tokenizer
 
     @property
     def search_space(self) -> dict[str, IntDistribution]:
@@ -140,12 +117,9 @@ class PromptSpace:
         Raises:
             ValueError: If a token id that was enqueued or fixed is outside the space.
         """
-        number = trial.number
-        token_ids = [
-            self.token_id(number, name, trial.suggest_int(name, 0, self.vocab_size - 1))
-            for name in self.param_names
-        ]
-        prompt = self.from_token_ids(token_ids)
+        high = self.vocab_size - 1
+        params = {name: trial.suggest_int(name, 0, high) for name in self.param_names}
+        prompt = self.from_token_ids(list(self.fixed_ids(trial.number, params).values()))
         records.see_user_attrs(trial)
         if trial.user_attrs.get("prompt") != prompt.text:
             trial.set_user_attr("prompt", prompt.text)
@@ -155,15 +129,12 @@ class PromptSpace:
         return prompt
 
     def enqueue(self, study: optuna.Study, text: str, **params: Any) -> RestartPrompt:
-        """Enqueues a human's prompt as the next trial.
+        """Enqueues a human's prompt as the next trial, and returns it as it will be used.
 
         Args:
             study: The study.
             text: The prompt; padded to the space's length, or cut with a warning.
             params: Values of other parameters of the trial, if some shall be fixed as well.
-
-        Returns:
-            The prompt as it will be used.
         """
         prompt = self.from_text(text, warn=True)
         study.enqueue_trial(
@@ -178,40 +149,41 @@ class PromptSpace:
         Raises:
             ValueError: If one of them is no token id of this space.
         """
-        return {
-            position: self.token_id(trial_number, name, params[name])
-            for position, name in enumerate(self.param_names)
-            if name in params
-        }
-
-    def token_id(self, trial_number: int, name: str, value: Any) -> int:
-        """The value of a parameter of a trial, checked.
-
-        Raises:
-            ValueError: If it is no token id of this space.
-        """
-        if not self._is_token_id(value):
-            raise ValueError(
-                f"Trial {trial_number}: {name} is {value!r}, which is no token id: it must be a "
-                f"whole number in [0, {self.vocab_size - 1}]. Prompts are enqueued best by "
-                "`PromptSpace.enqueue(study, text)`."
-            )
-        return int(value)
+        fixed = {i: params[name] for i, name in enumerate(self.param_names) if name in params}
+        for i, value in fixed.items():
+            if not self._is_token_id(value):
+                raise ValueError(
+                    f"Trial {trial_number}: {self.param_names[i]} is {value!r}, which is no token "
+                    f"id: it must be a whole number in [0, {self.vocab_size - 1}]. Prompts are "
+                    "enqueued best by `PromptSpace.enqueue(study, text)`."
+                )
+        return {i: int(value) for i, value in fixed.items()}
 
     def is_prompt(self, token_ids: Sequence[Any]) -> bool:
         """Whether these are the token ids of a prompt of this space."""
         return len(token_ids) == self.num_virtual_tokens and all(map(self._is_token_id, token_ids))
 
-    def decode(self, trial_or_params: TrialOrParams) -> RestartPrompt:
+    def find(self, params: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """The token ids of the prompt among parameters; None if they have none in this range.
+
+        It is called for each trial of a study, and does not check that the ids are whole.
+        """
+        try:
+            values = self._values_of(params)
+            token_ids: tuple[int, ...] = values if self.num_virtual_tokens > 1 else (values,)
+            # Optuna lets anything be enqueued, and runs it.
+            return token_ids if 0 <= min(token_ids) and max(token_ids) < self.vocab_size else None
+        except (KeyError, TypeError):
+            return None
+
+    def decode(self, trial_or_params: BaseTrial | Mapping[str, Any]) -> RestartPrompt:
         """Returns the prompt of a trial, or of a dict of parameters.
 
         Raises:
             StudyMismatchError: If a parameter of this space is missing.
         """
-        if isinstance(trial_or_params, Mapping):
-            params: Mapping[str, Any] = trial_or_params
-        else:
-            params = trial_or_params.params
+        source = trial_or_params
+        params = source if isinstance(source, Mapping) else source.params
         missing = [name for name in self.param_names if name not in params]
         if missing:
             raise StudyMismatchError(
@@ -223,12 +195,8 @@ class PromptSpace:
     def from_text(self, text: str, *, warn: bool = False) -> RestartPrompt:
         """Encodes a text to exactly ``num_virtual_tokens`` tokens, none of them special.
 
-        A longer text is cut, a shorter one padded; the result says by how much and carries the
-        text that is left, so that ``from_text(prompt.text)`` is ``prompt`` again.
-
-        Args:
-            text: The text.
-            warn: Whether to log a warning if it is cut.
+        A longer text is cut, which ``warn`` logs, a shorter one padded. The result says by how
+        much and has the text that is left: ``from_text(prompt.text)`` is ``prompt`` again.
 
         Raises:
             ValueError: If no token of the vocabulary can express the text.

@@ -3,10 +3,7 @@
 The only module that touches Optuna's private storage calls. A record ``name`` is stored as
 ``llm_catalyst:name:0``, ``:1``, … of at most 2045 characters each (the limit that Optuna's own
 samplers keep for every storage) and, written last, ``llm_catalyst:name``, the number of chunks:
-a process killed between two writes leaves no half record.
-
-Anyone who reaches the storage can change a record. So it is read as a type; what does not fit
-counts as absent.
+a process killed between two writes leaves no half record. What does not fit counts as absent.
 """
 
 from __future__ import annotations
@@ -18,11 +15,14 @@ from functools import lru_cache
 import json
 import os
 from typing import Any
-from typing import TYPE_CHECKING
 from typing import TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import PartialFixedSampler
+from optuna.storages import BaseStorage
+from optuna.trial import BaseTrial
+from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 from optuna.trial import TrialState
 
@@ -31,12 +31,6 @@ from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.trajectory import Trajectory
 
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.storages import BaseStorage
-    from optuna.trial import BaseTrial
-    from optuna.trial import FrozenTrial
 
 T = TypeVar("T")
 
@@ -68,16 +62,11 @@ class ProposalRecord:
 
 
 def record_trajectory(trial: BaseTrial, trajectory: Trajectory) -> None:
-    """Leaves a stage's trajectory on its trial, for the sampler and for everyone who looks.
-
-    Args:
-        trial: The running trial, a :class:`optuna.trial.FixedTrial` or a frozen one.
-        trajectory: The stage's trajectory; thinned to a dozen points.
-    """
+    """Leaves a stage's trajectory, thinned to a dozen points, on its running or frozen trial."""
     save(trial, "trajectory", trajectory.thinned().to_json())
 
 
-def load_trajectory(trial: BaseTrial | FrozenTrial) -> Trajectory | None:
+def load_trajectory(trial: BaseTrial) -> Trajectory | None:
     """The trajectory recorded on a trial; None if there is none that can be read."""
     return load(trial, "trajectory", Trajectory)
 
@@ -87,7 +76,7 @@ def record_mistakes(trial: BaseTrial, mistakes: Mistakes) -> None:
     save(trial, "mistakes", mistakes.to_json())
 
 
-def load_mistakes(trial: BaseTrial | FrozenTrial) -> Mistakes | None:
+def load_mistakes(trial: BaseTrial) -> Mistakes | None:
     """The mistakes recorded on a trial; None if there are none that can be read."""
     return load(trial, "mistakes", Mistakes)
 
@@ -101,23 +90,14 @@ def save(trial: BaseTrial, name: str, payload: Any) -> None:
 
 
 def save_proposal(study: optuna.Study, trial: FrozenTrial, proposal: Mapping[str, Any]) -> None:
-    """Publishes how the restart prompt of a running trial came about.
-
-    Other workers see it before the parameters themselves are set.
-    """
+    """Publishes the restart prompt of a running trial, before its parameters are set."""
     _write(study._storage, trial._trial_id, "proposal", proposal)
 
 
-def load(trial: BaseTrial | FrozenTrial, name: str, kind: type[T]) -> T | None:
-    """A record of a trial; None if it is missing, was not written to its end or does not fit.
+def load(trial: BaseTrial, name: str, kind: type[T]) -> T | None:
+    """A record of a trial as a type; None if it is missing, not whole or of another form.
 
-    A record that does not fit is named once in the log.
-
-    Args:
-        trial: The trial.
-        name: The record's name.
-        kind: The type to read it as, see :func:`~optuna_llm_catalyst.schema.decode`. The value
-            of a dataclass is shared between calls.
+    A record of another form is named once in the log. Dataclasses are shared between calls.
     """
     attrs = _system_attrs(trial)
     n_chunks = attrs.get(PREFIX + name)
@@ -149,10 +129,8 @@ def proposal_succeeded(trial: FrozenTrial) -> bool | None:
 
 
 def has_own_proposal(trial: FrozenTrial) -> bool:
-    """Whether a trial itself requested a proposal.
-
-    A trial that Optuna runs again after a crash inherits the mark without a request of its own.
-    """
+    """Whether a trial itself requested a proposal."""
+    # A trial that Optuna runs again after a crash inherits the mark without a request of its own.
     return trial.system_attrs.get(_REQUESTED) == trial.number
 
 
@@ -168,7 +146,7 @@ def see_user_attrs(trial: BaseTrial) -> None:
         trial._cached_frozen_trial.user_attrs.update(stored)
 
 
-def enqueued_params(trial: BaseTrial | FrozenTrial) -> Mapping[str, Any]:
+def enqueued_params(trial: BaseTrial) -> Mapping[str, Any]:
     """The parameters that ``enqueue_trial`` gave a trial."""
     params = _system_attrs(trial).get("fixed_params")
     return params if isinstance(params, Mapping) else {}
@@ -240,13 +218,10 @@ def _entries(name: str, payload: Any, present: Mapping[str, Any]) -> list[tuple[
     """The attributes of a record, in the order in which they must be written."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     chunks = [text[i : i + MAX_CHUNK] for i in range(0, len(text), MAX_CHUNK)]
-    entries: list[tuple[str, Any]] = [
-        (f"{PREFIX}{name}:{i}", chunk) for i, chunk in enumerate(chunks)
-    ]
-    if PREFIX + name in present:
-        # A record that is overwritten is none until it is whole again.
-        entries.insert(0, (PREFIX + name, None))
-    return [*entries, (PREFIX + name, len(chunks))]
+    # A record that is overwritten is none until it is whole again.
+    unwritten: list[tuple[str, Any]] = [(PREFIX + name, None)] if PREFIX + name in present else []
+    written = [(f"{PREFIX}{name}:{i}", chunk) for i, chunk in enumerate(chunks)]
+    return [*unwritten, *written, (PREFIX + name, len(chunks))]
 
 
 def _parse(text: str, kind: type[T]) -> T:
@@ -266,7 +241,7 @@ def _name_unreadable(number: int, name: str, why: str) -> None:
     )
 
 
-def _system_attrs(trial: BaseTrial | FrozenTrial) -> dict[str, Any]:
+def _system_attrs(trial: BaseTrial) -> dict[str, Any]:
     if isinstance(trial, Trial):
         return trial.storage.get_trial(trial._trial_id).system_attrs
     attrs: dict[str, Any] = trial.system_attrs  # type: ignore[attr-defined]

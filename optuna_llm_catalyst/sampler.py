@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 import copy
 from typing import Any
-from typing import TYPE_CHECKING
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.samplers import TPESampler
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
@@ -17,18 +18,12 @@ from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.planner import RestartPlanner
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.planner import seed_sequence
-from optuna_llm_catalyst.prefetch import Prefetch
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
 from optuna_llm_catalyst.proposers import Proposer
+from optuna_llm_catalyst.providers import Provider
 
-
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
-
-    from optuna_llm_catalyst.providers import Provider
 
 _DEFAULT_N_STARTUP_TRIALS = 3
 
@@ -39,46 +34,32 @@ class LLMCatalystSampler(BaseSampler):
     Each trial is one stage of gradient descent (arXiv 2405.19732). The sampler reads the study's
     history, requests candidates of a proposer, drops those already tried, screens the rest and
     starts from the best. It holds configuration only: everything it learns is in the study.
-
     When the LLM fails in any way, the candidates come from mutation and the trial's record says
     why; the study goes on.
 
     Args:
-        space:
-            The space of prompts. Without one the sampler only passes parameters on to
+        space: The space of prompts. Without one the sampler only passes parameters on to
             ``independent_sampler``.
-        llm:
-            The LLM that proposes. Without one, and without ``proposer``, prompts are mutated.
-        task_description:
-            What the frozen model shall do, in a sentence; part of what the LLM is told.
-        proposer:
-            A proposer of your own in place of ``llm`` and ``task_description``.
-        n_startup_trials:
-            Stages before the first proposal. Those beyond the startup prompts start from random
-            words. Default: as many as there are startup prompts, or 3.
-        startup_prompts:
-            Texts of the first stages. All of them are tried, in their order.
-        n_candidates:
-            How many prompts are requested of the proposer.
-        top_k:
-            How many prompts of the history it is shown.
-        screen:
-            A function from candidates to values without training, in the units and direction of
-            the study, such as ``PromptTuningObjective.score``. Without one the proposer's first
-            candidate is taken.
-        independent_sampler:
-            Samples every parameter that is not the prompt, jointly if it can.
+        llm: The LLM that proposes. Without one, and without ``proposer``, prompts are mutated.
+        task_description: What the frozen model shall do, in a sentence; the LLM is told.
+        proposer: A proposer of your own in place of ``llm`` and ``task_description``.
+        n_startup_trials: Stages before the first proposal. Those beyond the startup prompts
+            start from random words. Default: as many as there are startup prompts, or 3.
+        startup_prompts: Texts of the first stages. All of them are tried, in their order.
+        n_candidates: How many prompts are requested of the proposer.
+        top_k: How many prompts of the history it is shown.
+        screen: A function from candidates to values without training, in the units and direction
+            of the study, such as ``PromptTuningObjective.score``. Without one the proposer's
+            first candidate is taken.
+        independent_sampler: Samples every parameter that is not the prompt, jointly if it can.
             Default: :class:`optuna.samplers.TPESampler`, seeded per trial.
-        prefetch:
-            Request the next restart while a stage trains, so that the LLM's time costs none. The
-            LLM then does not see how the stage that is training ends. Off, results do not depend
-            on timing.
-        ignore_failures_before:
-            A proposer that keeps failing is left alone for some trials. Failures in trials below
-            this number do not count: pass the number of the study's trials when the LLM has just
-            been reached.
-        seed:
-            Seed of everything random, combined with the trial's number. ``None`` for no seed.
+        prefetch: Request the next restart while a stage trains, so that the LLM's time costs
+            none. The LLM then does not see how the stage that is training ends. Off, results do
+            not depend on timing.
+        ignore_failures_before: A proposer that keeps failing is left alone for some trials.
+            Failures in trials below this number do not count: pass the number of the study's
+            trials when the LLM has just been reached.
+        seed: Seed of everything random, combined with the trial's number. ``None`` for no seed.
 
     Example:
 
@@ -119,9 +100,10 @@ class LLMCatalystSampler(BaseSampler):
         check_at_least(0, ignore_failures_before=ignore_failures_before, seed=seed)
         if proposer is None:
             proposer = LLMProposer(llm, task_description) if llm else MutationProposer()
-        self._space = space
         self._planner: RestartPlanner | None = None
+        self._prompt_params: dict[str, BaseDistribution] = {}
         if space is not None:
+            self._prompt_params.update(space.search_space)
             self._planner = RestartPlanner(
                 space=space,
                 proposer=proposer,
@@ -132,51 +114,44 @@ class LLMCatalystSampler(BaseSampler):
                 screen=screen,
                 seed=seed,
                 ignore_failures_before=ignore_failures_before,
-                prefetch=Prefetch() if prefetch else None,
+                prefetch=prefetch,
             )
         self._independent_sampler = independent_sampler
         self._seed = seed
 
     def __getstate__(self) -> dict[str, Any]:
-        # Even a shallow copy has its own requests in flight: none.
+        # A shallow copy, too, has a planner of its own, without proposals under way.
         return {**self.__dict__, "_planner": copy.copy(self._planner)}
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        prompt_space: dict[str, BaseDistribution] = {}
-        if self._space is not None:
-            prompt_space.update(self._space.search_space)
         rest: dict[str, BaseDistribution] = {}
         # The default sampler needs parameters that all trials share: one trial without any
         # beside the prompt spares the walk through the whole study.
         if self._independent_sampler is not None or self._has_other_params(study, trial):
-            sampler = self._inner(trial)
-            rest = sampler.infer_relative_search_space(study, trial)
-        return {**rest, **prompt_space}
+            rest = self._inner(trial).infer_relative_search_space(study, trial)
+        return {**rest, **self._prompt_params}
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         self._raise_error_if_multi_objective(study)
-        prompt_names = set(self._space.param_names) if self._space is not None else set()
-        rest = {name: d for name, d in search_space.items() if name not in prompt_names}
+        rest = {name: d for name, d in search_space.items() if name not in self._prompt_params}
         params: dict[str, Any] = {}
         if rest:
-            params.update(self._inner(trial).sample_relative(study, trial, rest))
+            params = dict(self._inner(trial).sample_relative(study, trial, rest))
             for name, distribution in rest.items():
                 if name not in params:
                     params[name] = self.sample_independent(study, trial, name, distribution)
-        if self._space is not None:
-            fixed = self._space.fixed_ids(
-                trial.number,
-                {**records.fixed_by_sampler(study), **records.enqueued_params(trial)},
-            )
-            free = [name for i, name in enumerate(self._space.param_names) if i not in fixed]
+        if self._planner is not None:
+            space = self._planner.space
+            given = {**records.fixed_by_sampler(study), **records.enqueued_params(trial)}
+            fixed = space.fixed_ids(trial.number, given)
+            free = [name for i, name in enumerate(space.param_names) if i not in fixed]
             # A prompt of which every token is fixed is there already.
             if free and search_space.keys() >= set(free):
-                assert self._planner is not None
-                prompt = self._space.to_params(self._planner.restart_prompt(study, trial, fixed))
+                prompt = space.to_params(self._planner.restart_prompt(study, trial, fixed))
                 params.update({name: prompt[name] for name in free})
         return params
 
@@ -221,9 +196,8 @@ class LLMCatalystSampler(BaseSampler):
         return TPESampler(seed=int(seeds[0]))
 
     def _has_other_params(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        names = set(self._space.param_names) if self._space is not None else set()
         finished = (TrialState.COMPLETE, TrialState.PRUNED)
         for other in reversed(records.all_trials(study)):
             if other.state in finished and other.number != trial.number:
-                return bool(other.params.keys() - names)
+                return bool(other.params.keys() - self._prompt_params.keys())
         return False

@@ -52,29 +52,22 @@ class SchemaError(ValueError):
     """A JSON value is not of the type that was expected; the message names the place."""
 
     def __init__(self, problem: str, place: str = "") -> None:
-        super().__init__(f'"{place}" {problem}' if place else problem.removeprefix(_REFUSED))
+        where = place.lstrip(".")
+        super().__init__(f'"{where}" {problem}' if where else problem.removeprefix(_REFUSED))
         self.problem = problem
         self.place = place
 
 
 def decode(kind: type[T], value: Any, *, at: str = "") -> T:
-    """Reads a JSON value as a type.
+    """Reads a value that ``json.loads`` made as a type; ``at`` is its place, for the error.
 
     A whole number is a number, ``true`` is none. NaN and infinities, which are no JSON, are
     refused. Keys that a dataclass does not have are passed over.
 
-    Args:
-        kind: The type.
-        value: What ``json.loads`` made.
-        at: Where the value stands, for the error.
-
     Raises:
         SchemaError: If the value does not fit.
     """
-    try:
-        return cast(T, _decode(kind, value))
-    except SchemaError as error:
-        raise SchemaError(error.problem, f"{at}{error.place}".lstrip(".")) from error.__cause__
+    return cast(T, _inside(at, kind, value))
 
 
 def encode(value: Any) -> Any:
@@ -109,8 +102,15 @@ def _decode(kind: Any, value: Any) -> Any:
     if origin in (tuple, list) or kind in (tuple, list):
         return _sequence(origin or kind, args, value)
     if origin in (dict, Mapping) or kind is dict:
-        return _mapping(args, value)
-    return _scalar(kind, value)
+        if not isinstance(value, dict):
+            raise _wrong("an object", value)
+        item_kind = args[1] if args else Any
+        return {key: _inside(f".{key}", item_kind, item) for key, item in value.items()}
+    if kind is float and type(value) is int and abs(value) < 2**1023:
+        return float(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise _wrong(_NAMES.get(kind, repr(kind)), value)
+    return value
 
 
 def _union(kinds: tuple[Any, ...], value: Any) -> Any:
@@ -154,21 +154,6 @@ def _sequence(kind: Any, args: tuple[Any, ...], value: Any) -> Any:
         kinds = (args[0] if args else Any,) * len(value)
     items = enumerate(zip(kinds, value, strict=True))
     return kind([_inside(f"[{i}]", item_kind, item) for i, (item_kind, item) in items])
-
-
-def _mapping(args: tuple[Any, ...], value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _wrong("an object", value)
-    kind = args[1] if args else Any
-    return {key: _inside(f".{key}", kind, item) for key, item in value.items()}
-
-
-def _scalar(kind: Any, value: Any) -> Any:
-    if kind is float and type(value) is int and abs(value) < 2**1023:
-        return float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise _wrong(_NAMES.get(kind, repr(kind)), value)
-    return value
 
 
 def _inside(place: str, kind: Any, value: Any) -> Any:

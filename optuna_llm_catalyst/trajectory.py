@@ -109,11 +109,6 @@ class Trajectory:
         return dict(encode(self))
 
 
-def finite_or_none(value: float | None) -> float | None:
-    """The value, or None where JSON has no word for it."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def best_swaps(points: Sequence[TrajectoryPoint]) -> tuple[Swap, ...]:
     """The swaps that a real forward pass found to help, best first, one a position and word."""
     helpful = {

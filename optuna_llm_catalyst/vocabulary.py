@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence
+from collections.abc import Sized
 from functools import cached_property
 from typing import Any
 from typing import Protocol
@@ -30,9 +31,21 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Tokenizer, size: int | None = None) -> None:
         self.tokenizer: Any = tokenizer
-        self.size = _size(tokenizer) if size is None else size
-        if self.size < 2:
-            raise ValueError(f"`vocab_size` must be at least 2, got {self.size}.")
+        if size is None:
+            size = getattr(tokenizer, "vocab_size", None)
+            if isinstance(tokenizer, Sized):
+                size = len(tokenizer)
+        if size is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} tells no vocabulary size by `len()` or `vocab_size`; "
+                "pass `vocab_size=`."
+            )
+        if size < 2:
+            raise ValueError(f"`vocab_size` must be at least 2, got {size}.")
+        self.size: int = size
+        special_ids = getattr(tokenizer, "all_special_ids", None)
+        self._is_hugging_face = special_ids is not None
+        self._special_ids = frozenset(special_ids or ())
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, none of them special."""
@@ -85,14 +98,6 @@ class Vocabulary:
             raise ValueError("The tokenizer's vocabulary has no whole words to draw from.")
         return tuple(self.whole_words.values())
 
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(getattr(self.tokenizer, "all_special_ids", ()))
-
-    @property
-    def _is_hugging_face(self) -> bool:
-        return hasattr(self.tokenizer, "all_special_ids")
-
     def _encode_each(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
@@ -106,17 +111,3 @@ class Vocabulary:
         if not self._is_hugging_face:
             return [self.decode([i]) for i in token_ids]
         return [str(text) for text in self.tokenizer.batch_decode([[i] for i in token_ids])]
-
-
-def _size(tokenizer: Any) -> int:
-    try:
-        return len(tokenizer)
-    except TypeError:
-        pass
-    size = getattr(tokenizer, "vocab_size", None)
-    if isinstance(size, int):
-        return size
-    raise ValueError(
-        f"{type(tokenizer).__name__} tells no vocabulary size by `len()` or `vocab_size`; "
-        "pass `vocab_size=`."
-    )

@@ -144,8 +144,7 @@ def test_copies_and_pickles_drop_the_request_in_flight() -> None:
 
 def n_in_flight(sampler: LLMCatalystSampler) -> int:
     assert sampler._planner is not None
-    assert sampler._planner.prefetch is not None
-    return len(sampler._planner.prefetch._under_way)
+    return len(sampler._planner.under_way)
 
 
 class Picklable:

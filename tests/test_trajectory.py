@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 from hypothesis import given
@@ -11,7 +10,6 @@ from optuna_llm_catalyst import DriftWord
 from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst import Trajectory
 from optuna_llm_catalyst import TrajectoryPoint
-from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.trajectory import best_swaps
 
 
@@ -54,10 +52,6 @@ def trajectories(
 
 def of_losses(*losses: float) -> Trajectory:
     return Trajectory(tuple(TrajectoryPoint(i, (), loss) for i, loss in enumerate(losses)))
-
-
-def through_json(trajectory: Trajectory) -> Trajectory:
-    return decode(Trajectory, json.loads(json.dumps(trajectory.to_json(), allow_nan=False)))
 
 
 @given(st.lists(ANY_FLOAT, max_size=60), st.integers(3, 15))

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
-from optuna_llm_catalyst.trajectory import finite_or_none
+from optuna_llm_catalyst.schema import encode
 
 
 #: Below it a table's columns leave no room for the prompt.
@@ -141,8 +141,8 @@ def _row(trial: optuna.trial.FrozenTrial) -> StageRow:
         prompt=str(attrs.get("prompt", "")),
         origin=str(attrs.get("origin", "")),
         state=trial.state.name.lower(),
-        loss_before=finite_or_none(start.loss) if start else None,
-        loss=finite_or_none(trial.value) if trial.state.is_finished() else None,
+        loss_before=encode(start.loss) if start else None,
+        loss=encode(trial.value) if trial.state.is_finished() else None,
         accuracy_before=start.accuracy if start else None,
         accuracy=numbers.get("accuracy"),
         forward_sequences=numbers.get("forward_sequences"),
