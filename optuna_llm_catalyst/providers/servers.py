@@ -23,10 +23,10 @@ from typing import TypeVar
 from urllib.parse import unquote
 from urllib.parse import urlsplit
 
+from optuna_llm_catalyst.background import run_within
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.deadline import run_within
 
 
 C = TypeVar("C")

@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any
 
+from optuna_llm_catalyst.background import waitable
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.base import check_limits
@@ -18,7 +19,6 @@ from optuna_llm_catalyst.providers.chat_model import ChatModel
 from optuna_llm_catalyst.providers.chat_model import load_chat_model
 from optuna_llm_catalyst.providers.chat_model import TOP_K
 from optuna_llm_catalyst.providers.chat_model import TOP_P
-from optuna_llm_catalyst.providers.deadline import waitable
 
 
 #: One loads or writes at a time, of whichever provider: two of Optuna's threads must not load the
