@@ -81,14 +81,35 @@ class Provider(Protocol):
         ...
 
 
-def check_limits(num_ctx: int, num_predict: int, temperature: float) -> None:
-    """Raises a ValueError that names what of a provider's arguments cannot be."""
-    if not 0 < num_predict < num_ctx:
-        raise ValueError(
-            f"`num_predict` must be positive and below `num_ctx`, got {num_predict} and {num_ctx}."
-        )
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+class LimitedProvider:
+    """What the providers of a model have in common: its name and its limits."""
+
+    _kind = ""
+
+    def __init__(self, model: str, num_ctx: int, num_predict: int, temperature: float) -> None:
+        if not 0 < num_predict < num_ctx:
+            raise ValueError(
+                "`num_predict` must be positive and below `num_ctx`, got "
+                f"{num_predict} and {num_ctx}."
+            )
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+        self.model = model
+        self._num_ctx = num_ctx
+        self._num_predict = num_predict
+        self._temperature = temperature
+
+    @property
+    def name(self) -> str:
+        return f"{self._kind}:{self.model}"
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self._num_ctx - self._num_predict
+
+    def _limit(self, request: CompletionRequest) -> int:
+        """Tokens that a reply may have."""
+        return min(self._num_predict, request.max_tokens or self._num_predict)
 
 
 def estimated_tokens(text: str) -> int:

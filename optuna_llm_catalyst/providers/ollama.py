@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
+from optuna_llm_catalyst.providers.base import LimitedProvider
 from optuna_llm_catalyst.providers.formats import in_format
 from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.ollama_client import context_of
@@ -49,7 +49,7 @@ _DURATION = re.compile(r"[+-]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
 _MAX_NAMED = 10
 
 
-class OllamaProvider:
+class OllamaProvider(LimitedProvider):
     """Completions of one model of an Ollama server.
 
     Args:
@@ -66,6 +66,8 @@ class OllamaProvider:
         keep_alive: How long the server keeps the model loaded between two requests, in seconds
             or as ``"30m"``; longer than a stage, or every proposal waits for the model to load.
     """
+
+    _kind = "ollama"
 
     def __init__(
         self,
@@ -85,34 +87,22 @@ class OllamaProvider:
                 '`keep_alive` must be a number of seconds or a duration as in "30m", got '
                 f"{keep_alive!r}; the number -1 keeps the model loaded."
             )
-        check_limits(num_ctx, num_predict, temperature)
+        super().__init__(model, num_ctx, num_predict, temperature)
         named = (host or os.environ.get("OLLAMA_HOST") or "").strip()
-        self.model = model
         self._server = server_of(named or _DEFAULT_URL)
         self._sends_key = bool(named)
-        self._num_ctx = num_ctx
-        self._num_predict = num_predict
-        self._temperature = temperature
         self._think = think
         self._keep_alive = keep_alive
         # Learnt from the server's answers, and learnt again if it is lost.
         self._format = 0
 
     @property
-    def name(self) -> str:
-        return f"ollama:{self.model}"
-
-    @property
     def host(self) -> str:
         """The server's URL, without credentials."""
         return self._server.host
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        return self._num_ctx - self._num_predict
-
     def complete(self, request: CompletionRequest) -> Completion:
-        limit = min(self._num_predict, request.max_tokens or self._num_predict)
+        limit = self._limit(request)
         options = {
             "num_ctx": self._num_ctx,
             "num_predict": limit,

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
+from optuna_llm_catalyst.providers.base import LimitedProvider
 from optuna_llm_catalyst.providers.formats import in_format
 from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.servers import check_key
@@ -72,7 +72,7 @@ class _Models:
     data: list[_Model]
 
 
-class OpenAICompatibleProvider:
+class OpenAICompatibleProvider(LimitedProvider):
     """Completions of one model of a server with the routes of OpenAI's API.
 
     None of the environment's ``OPENAI_…`` variables is used or sent: whoever set them did not
@@ -95,6 +95,8 @@ class OpenAICompatibleProvider:
             that was named.
     """
 
+    _kind = "openai"
+
     def __init__(
         self,
         model: str = "",
@@ -105,7 +107,7 @@ class OpenAICompatibleProvider:
         num_predict: int = 1024,
         temperature: float = 0.8,
     ) -> None:
-        check_limits(num_ctx, num_predict, temperature)
+        super().__init__(model, num_ctx, num_predict, temperature)
         check_key("api_key", api_key)
         self._server = Server("server", base_url, api_key)
         if not is_http_url(base_url) or not urlsplit(base_url).hostname:
@@ -113,31 +115,19 @@ class OpenAICompatibleProvider:
                 "`base_url` must be the URL of a server up to the version, as in "
                 f"`http://127.0.0.1:8000/v1`, got {self._server.host!r}."
             )
-        self.model = model
         self.note = ""
-        self._num_ctx = num_ctx
-        self._num_predict = num_predict
-        self._temperature = temperature
         # Learnt from the server's answers, and learnt again if it is lost.
         self._format = 0
-
-    @property
-    def name(self) -> str:
-        return f"openai:{self.model}"
 
     @property
     def base_url(self) -> str:
         """The server's URL, without credentials."""
         return self._server.host
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        return self._num_ctx - self._num_predict
-
     def complete(self, request: CompletionRequest) -> Completion:
         if not self.model:
             self.check()
-        limit = min(self._num_predict, request.max_tokens or self._num_predict)
+        limit = self._limit(request)
         options = {"num_predict": limit, "temperature": self._temperature, "seed": request.seed}
         answer, told, self._format = in_format(
             request,
