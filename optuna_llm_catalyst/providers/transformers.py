@@ -50,13 +50,12 @@ class _ChatModel(NamedTuple):
 
 
 class TransformersProvider(LimitedProvider):
-    """Completions of a Hugging Face chat model that runs in this process.
+    """Completions of a Hugging Face chat model in this process.
 
-    The weights are loaded at the first request and dropped from copies and pickles. torch's
-    random numbers are left as they are. The JSON schema of a request is not enforced: whether a
-    reply follows it is up to the model, and found out by the parser of replies. A request's
-    ``timeout`` ends the writing between two tokens; loading the weights and reading the prompt
-    are not interrupted, but the time for them counts.
+    The weights are loaded at the first request and dropped from copies and pickles. Whether a
+    reply follows the request's JSON schema is up to the model. A request's ``timeout`` ends the
+    writing between two tokens; loading the weights and reading the prompt are not interrupted, but
+    the time for them counts.
 
     Args:
         model: A folder, or a name at the Hugging Face hub. It must be a chat (instruct) model.
@@ -113,11 +112,7 @@ class TransformersProvider(LimitedProvider):
                 _TURN.release()
 
     def check(self) -> None:
-        """Checks that there is such a model, without loading it.
-
-        Raises:
-            ProviderError: If not.
-        """
+        """Raises a ProviderError if there is no such model; does not load it."""
         with self._mapped_errors(), self._mapped_load_errors():
             self._context_by_config()
 
@@ -129,58 +124,52 @@ class TransformersProvider(LimitedProvider):
         started = time.monotonic()
         if self._loaded is None:
             self._loaded = self._load()
-            self._context = self._context_of(self._loaded.model.config)
+            self._context = None  # It may have been unknown.
         chat = self._loaded
         load_seconds = round(time.monotonic() - started, 3)
-        prompt = _encode(chat.tokenizer, request.prompt)
+        prompt = _encode(chat, request.prompt)
         n_prompt = prompt.shape[1]
         self._check_length(n_prompt)
         limit = self._limit(request)
-        reply = _write(chat, prompt, limit, deadline, request.seed, self._temperature)
+        temperature, seed = self._temperature, request.seed
+        options = {"num_ctx": self._num_ctx, "num_predict": limit, "temperature": temperature}
+        if temperature:
+            options |= {"top_k": _TOP_K, "top_p": _TOP_P, "seed": seed}
+        processors = [_sampling(seed, temperature)] if temperature else []
+        reply = _write(chat, prompt, limit, processors, deadline)
         is_ended = bool(reply) and reply[-1] in _end_ids(chat)
         if _is_late(deadline) and not is_ended:
             done = f"it took {load_seconds:.3g} to load and wrote {len(reply)} tokens"
             raise self._late(request, done)
         is_cut = len(reply) >= limit and not is_ended
-        options = {"num_ctx": self._num_ctx, "num_predict": limit}
-        sampling = {"top_k": _TOP_K, "top_p": _TOP_P, "seed": request.seed}
-        return Completion(
-            chat.tokenizer.decode(reply, skip_special_tokens=True),
-            self.model,
-            f"it was cut at num_predict={limit} tokens" if is_cut else "",
-            {
-                "options": {
-                    **options,
-                    "temperature": self._temperature,
-                    **(sampling if self._temperature else {}),
-                },
-                "device": str(chat.model.device),
-                "dtype": str(chat.model.dtype).removeprefix("torch."),
-                "prompt_tokens": n_prompt,
-                "reply_tokens": len(reply),
-                "load_seconds": load_seconds,
-            },
-        )
+        details = {
+            "options": options,
+            "device": str(chat.model.device),
+            "dtype": str(chat.model.dtype).removeprefix("torch."),
+            "prompt_tokens": n_prompt,
+            "reply_tokens": len(reply),
+            "load_seconds": load_seconds,
+        }
+        text = chat.tokenizer.decode(reply, skip_special_tokens=True)
+        problem = f"it was cut at num_predict={limit} tokens" if is_cut else ""
+        return Completion(text, self.model, problem, details)
 
     def _load(self) -> _ChatModel:
         import torch
         from transformers import AutoModelForCausalLM
         from transformers import AutoTokenizer
 
-        device = self._device
-        if device == "auto":
-            has_mps = torch.backends.mps.is_available()
-            device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+        gpus = {"cuda": torch.cuda, "mps": torch.backends.mps}
+        best = next((name for name, gpu in gpus.items() if gpu.is_available()), "cpu")
         with self._mapped_load_errors():
             tokenizer = AutoTokenizer.from_pretrained(self.model, **self._source)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 self.model, dtype=self._dtype, **self._source
             )
-            model.to(device)
+            model.to(best if self._device == "auto" else self._device)
         if not tokenizer.chat_template:
-            raise ProviderError(
-                f"model {self.model!r} has no chat template: take a chat (instruct) model"
-            )
+            message = f"model {self.model!r} has no chat template: take a chat (instruct) model"
+            raise ProviderError(message)
         model.eval().requires_grad_(False)
         return _ChatModel(model, tokenizer)
 
@@ -195,16 +184,13 @@ class TransformersProvider(LimitedProvider):
     def _context_by_config(self) -> int:
         from transformers import AutoConfig
 
-        return self._context_of(AutoConfig.from_pretrained(self.model, **self._source))
-
-    def _context_of(self, config: Any) -> int:
-        n_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(self.model, **self._source).get_text_config()
+        n_positions = getattr(config, "max_position_embeddings", None)
         return min(self._num_ctx, n_positions or self._num_ctx)
 
     def _late(self, request: CompletionRequest, why: str) -> ProviderError:
-        return ProviderError(
-            f"{self.name} did not finish within {request.timeout:.3g} seconds: {why}"
-        )
+        within = f"did not finish within {request.timeout:.3g} seconds"
+        return ProviderError(f"{self.name} {within}: {why}")
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
@@ -253,25 +239,20 @@ def _end_ids(chat: _ChatModel) -> list[int]:
     return sorted({i for i in [*listed, chat.tokenizer.eos_token_id] if i is not None})
 
 
-def _encode(tokenizer: Any, prompt: str) -> torch.Tensor:
-    inputs = tokenizer.apply_chat_template(
+def _encode(chat: _ChatModel, prompt: str) -> torch.Tensor:
+    inputs = chat.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}],
         add_generation_prompt=True,
         enable_thinking=False,  # For the templates that know it.
         return_dict=True,
         return_tensors="pt",
     )
-    ids: torch.Tensor = inputs["input_ids"]  # (1, tokens)
+    ids: torch.Tensor = inputs["input_ids"].to(chat.model.device)  # (1, tokens)
     return ids
 
 
 def _write(
-    chat: _ChatModel,
-    prompt: torch.Tensor,  # (1, tokens)
-    limit: int,
-    deadline: float,
-    seed: int,
-    temperature: float,
+    chat: _ChatModel, prompt: torch.Tensor, limit: int, processors: list[Any], deadline: float
 ) -> list[int]:
     """The ids of a reply, special tokens among them; what there is of it when the time is up."""
     import torch
@@ -281,31 +262,24 @@ def _write(
 
     if _is_late(deadline):
         return []
-
-    def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(ids),), _is_late(deadline), device=ids.device)
-
     end_ids = _end_ids(chat)
-    padding = chat.tokenizer.pad_token_id
-    prompt = prompt.to(chat.model.device)
-    with torch.inference_mode():
-        output = chat.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            generation_config=GenerationConfig(
-                max_new_tokens=limit,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=end_ids or None,
-                pad_token_id=next(iter(end_ids), None) if padding is None else padding,
-            ),
-            logits_processor=LogitsProcessorList(
-                [_sampling(seed, temperature)] if temperature else []
-            ),
-            stopping_criteria=StoppingCriteriaList([stop]),
-        )
-    new: list[int] = output[0, prompt.shape[1] :].tolist()
-    return new
+    output = chat.model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        generation_config=GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end_ids or None,
+            pad_token_id=next(iter(end_ids), None),  # One reply is not padded, but it is wanted.
+        ),
+        logits_processor=LogitsProcessorList(processors),
+        stopping_criteria=StoppingCriteriaList(
+            [lambda ids, *_, **__: torch.full((1,), _is_late(deadline), device=ids.device)]
+        ),
+    )
+    reply: list[int] = output[0, prompt.shape[1] :].tolist()
+    return reply
 
 
 def _sampling(
