@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import replace
 import difflib
 import os
 import re
@@ -21,8 +22,6 @@ from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.providers.base import LimitedProvider
-from optuna_llm_catalyst.providers.formats import in_format
-from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.ollama_client import context_of
 from optuna_llm_catalyst.providers.ollama_client import digest_of
 from optuna_llm_catalyst.providers.ollama_client import digests
@@ -31,8 +30,9 @@ from optuna_llm_catalyst.providers.ollama_client import run
 from optuna_llm_catalyst.providers.ollama_client import server_of
 from optuna_llm_catalyst.providers.ollama_client import trained_context_of
 from optuna_llm_catalyst.providers.ollama_client import Work
-from optuna_llm_catalyst.providers.servers import cut_reply
+from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import ReplyFormat
 
 
 if TYPE_CHECKING:
@@ -114,9 +114,13 @@ class OllamaProvider(LimitedProvider):
             self._format,
             lambda form, seconds: self._chat(request.prompt, options, form, seconds),
         )
+        if response.done_reason in ("load", "unload"):
+            raise ProviderError(
+                f"{self._server.where} did not answer: it only {response.done_reason}ed "
+                f"{self.model!r}",
+                transient=True,
+            )
         self._check_prompt(request.prompt, response.prompt_eval_count, facts["context_length"])
-        content, thoughts = response.message.content or "", response.message.thinking or ""
-        text = content if content.strip() else thoughts
         details = {
             **facts,
             **told,
@@ -126,10 +130,17 @@ class OllamaProvider(LimitedProvider):
             "reply_tokens": response.eval_count,
             "load_seconds": (response.load_duration or 0) / 1e9,
         }
-        if text.strip() and text is thoughts:
-            details["reply_from"] = "thinking"
-        problem = self._problem(response, text, limit)
-        return Completion(text, response.model or self.model, problem, details)
+        completion = self._completion(
+            response.message.content or "",
+            response.message.thinking or "",
+            response.done_reason,
+            limit,
+            details,
+        )
+        # A server that gives up half way answers with HTTP 200.
+        broke_off = not response.done and response.done_reason != "length"
+        problem = "it broke off" if broke_off else completion.problem
+        return replace(completion, model=response.model or self.model, problem=problem)
 
     def models(self) -> dict[str, str]:
         """The server's models, the newest first: name to digest.
@@ -231,24 +242,6 @@ class OllamaProvider(LimitedProvider):
             if not responses:
                 raise
         return responses[0], facts
-
-    def _problem(self, response: ollama.ChatResponse, text: str, limit: int) -> str:
-        """What the server itself says against its reply.
-
-        A server that gives up half way answers with HTTP 200 and without ``done``.
-        """
-        reason = response.done_reason
-        if reason in ("load", "unload"):
-            raise ProviderError(
-                f"{self._server.where} did not answer: it only {reason}ed {self.model!r}",
-                transient=True,
-            )
-        if reason == "length":
-            may_grow = limit < self._num_predict
-            return cut_reply(self.name, text, f"num_predict={limit} tokens", may_grow=may_grow)
-        if not response.done:
-            return "it broke off"
-        return "" if reason in (None, "stop") else f"it ended with {reason!r}"
 
     def _check_prompt(self, prompt: str, counted: int | None, allocated: int | None) -> None:
         """Raises if the server cut the prompt.

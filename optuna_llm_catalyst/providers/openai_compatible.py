@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace
 import json
 from typing import Any
 from typing import TYPE_CHECKING
@@ -20,12 +21,11 @@ from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import LimitedProvider
-from optuna_llm_catalyst.providers.formats import in_format
-from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.servers import check_key
-from optuna_llm_catalyst.providers.servers import cut_reply
+from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import is_http_url
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import ReplyFormat
 from optuna_llm_catalyst.providers.servers import Server
 from optuna_llm_catalyst.schema import decode
 
@@ -96,6 +96,7 @@ class OpenAICompatibleProvider(LimitedProvider):
     """
 
     _kind = "openai"
+    _cut_at = "max_tokens={}"
 
     def __init__(
         self,
@@ -137,8 +138,7 @@ class OpenAICompatibleProvider(LimitedProvider):
         if not answer.choices:
             raise ProviderError(f"{self._server.where} gave no usable answer: no choices")
         choice = answer.choices[0]
-        text, is_thought = _text(choice.message)
-        usage = answer.usage if isinstance(answer.usage, dict) else {}
+        usage = _known(answer.usage, dict) or {}
         details: dict[str, Any] = {
             "options": options,
             "finish_reason": choice.finish_reason or None,
@@ -148,10 +148,16 @@ class OpenAICompatibleProvider(LimitedProvider):
         }
         if fingerprint := _known(answer.system_fingerprint, str):
             details["system_fingerprint"] = fingerprint
-        if is_thought:
-            details["reply_from"] = "thinking"
-        problem = self._problem(choice.finish_reason or "", text, limit)
-        return Completion(text, _known(answer.model, str) or self.model, problem, details)
+        message = choice.message
+        thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
+        completion = self._completion(
+            message.content or "",
+            next(filter(str.strip, thoughts), ""),
+            choice.finish_reason,
+            limit,
+            details,
+        )
+        return replace(completion, model=_known(answer.model, str) or self.model)
 
     def models(self) -> list[str]:
         """Names of the server's models.
@@ -245,13 +251,6 @@ class OpenAICompatibleProvider(LimitedProvider):
             return "`num_ctx` must be the context length that the server was started with"
         return "`base_url` must be where it redirects to" if 300 <= status < 400 else ""
 
-    def _problem(self, reason: str, text: str, limit: int) -> str:
-        """What the server itself says against its reply."""
-        if reason == "length":
-            may_grow = limit < self._num_predict
-            return cut_reply(self.name, text, f"max_tokens={limit}", may_grow=may_grow)
-        return "" if reason in ("", "stop") else f"it ended with {reason!r}"
-
 
 def _response_format(form: ReplyFormat) -> dict[str, Any]:
     if form.schema is None:
@@ -262,14 +261,6 @@ def _response_format(form: ReplyFormat) -> dict[str, Any]:
     # Not `strict`, whose rules forbid schemas that are no trouble to local servers.
     named = {"name": "prompts", "schema": schema}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
-
-
-def _text(message: _Message) -> tuple[str, bool]:
-    """The text of a reply, and whether it was found among the thoughts of the model."""
-    content = message.content or ""
-    thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
-    thought = next(filter(str.strip, thoughts), "")
-    return (content, False) if content.strip() or not thought else (thought, True)
 
 
 def _known(value: Any, kind: type[T]) -> T | None:

@@ -151,8 +151,7 @@ class TransformersProvider(LimitedProvider):
             "load_seconds": load_seconds,
         }
         text = chat.tokenizer.decode(reply, skip_special_tokens=True)
-        problem = f"it was cut at num_predict={limit} tokens" if is_cut else ""
-        return Completion(text, self.model, problem, details)
+        return self._completion(text, "", "length" if is_cut else "stop", limit, details)
 
     def _load(self) -> _ChatModel:
         import torch
@@ -271,7 +270,7 @@ def _write(
             do_sample=False,
             num_beams=1,
             eos_token_id=end_ids or None,
-            pad_token_id=next(iter(end_ids), None),  # One reply is not padded, but it is wanted.
+            pad_token_id=next(iter(end_ids), None),  # Asked for, unused.
         ),
         logits_processor=LogitsProcessorList(processors),
         stopping_criteria=StoppingCriteriaList(
