@@ -18,17 +18,11 @@ from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from optuna_llm_catalyst.exceptions import ProviderError
+from optuna_llm_catalyst.providers import ollama_client
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.providers.base import LimitedProvider
-from optuna_llm_catalyst.providers.ollama_client import context_of
-from optuna_llm_catalyst.providers.ollama_client import digest_of
-from optuna_llm_catalyst.providers.ollama_client import digests
-from optuna_llm_catalyst.providers.ollama_client import first_chat_model
-from optuna_llm_catalyst.providers.ollama_client import run
-from optuna_llm_catalyst.providers.ollama_client import server_of
-from optuna_llm_catalyst.providers.ollama_client import trained_context_of
 from optuna_llm_catalyst.providers.ollama_client import Work
 from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
@@ -51,6 +45,8 @@ _MAX_NAMED = 10
 
 class OllamaProvider(LimitedProvider):
     """Completions of one model of an Ollama server.
+
+    What it does with the server raises a ``ProviderError`` where it fails, with the fix.
 
     Args:
         model: Name of the model, as in ``ollama pull``.
@@ -89,7 +85,7 @@ class OllamaProvider(LimitedProvider):
             )
         super().__init__(model, num_ctx, num_predict, temperature)
         named = (host or os.environ.get("OLLAMA_HOST") or "").strip()
-        self._server = server_of(named or _DEFAULT_URL)
+        self._server = ollama_client.server_of(named or _DEFAULT_URL)
         self._sends_key = bool(named)
         self._think = think
         self._keep_alive = keep_alive
@@ -121,21 +117,20 @@ class OllamaProvider(LimitedProvider):
                 transient=True,
             )
         self._check_prompt(request.prompt, response.prompt_eval_count, facts["context_length"])
-        details = {
-            **facts,
-            **told,
-            "options": options,
-            "done_reason": response.done_reason,
-            "prompt_tokens": response.prompt_eval_count,
-            "reply_tokens": response.eval_count,
-            "load_seconds": (response.load_duration or 0) / 1e9,
-        }
         completion = self._completion(
             response.message.content or "",
             response.message.thinking or "",
             response.done_reason,
             limit,
-            details,
+            {
+                **facts,
+                **told,
+                "options": options,
+                "done_reason": response.done_reason,
+                "prompt_tokens": response.prompt_eval_count,
+                "reply_tokens": response.eval_count,
+                "load_seconds": (response.load_duration or 0) / 1e9,
+            },
         )
         # A server that gives up half way answers with HTTP 200.
         broke_off = not response.done and response.done_reason != "length"
@@ -143,44 +138,23 @@ class OllamaProvider(LimitedProvider):
         return replace(completion, model=response.model or self.model, problem=problem)
 
     def models(self) -> dict[str, str]:
-        """The server's models, the newest first: name to digest.
-
-        Raises:
-            ProviderError: If no server answers.
-        """
-        return self._run(digests)
+        """The server's models, the newest first: name to digest."""
+        return self._run(ollama_client.digests)
 
     def check(self) -> None:
-        """Checks that the server answers and has the model, under whatever name it takes.
-
-        Raises:
-            ProviderError: If not; the message says what to do.
-        """
+        """Checks that the server answers and has the model, under whatever name it takes."""
         self._run(lambda client: client.show(self.model))
 
     def installed_chat_model(self) -> str | None:
-        """The newest model of the server that can chat and runs there; None if there is none.
-
-        Raises:
-            ProviderError: If no server answers.
-        """
-
-        return self._run(first_chat_model)
+        """The newest model of the server that can chat and runs there; None if there is none."""
+        return self._run(ollama_client.first_chat_model)
 
     def model_context_length(self) -> int | None:
-        """The context length that the model was trained for; None if the server does not tell.
-
-        Raises:
-            ProviderError: If the server does not answer or has no such model.
-        """
-        return self._run(lambda client: trained_context_of(client, self.model))
+        """The context length that the model was trained for; None if the server does not tell."""
+        return self._run(lambda client: ollama_client.trained_context_of(client, self.model))
 
     def server_version(self) -> str:
-        """The server's version.
-
-        Raises:
-            ProviderError: If no Ollama server answers.
-        """
+        """The server's version."""
 
         async def version(client: ollama.AsyncClient) -> str:
             # The client has no method for it.
@@ -190,7 +164,7 @@ class OllamaProvider(LimitedProvider):
 
     def _run(self, work: Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
         try:
-            return run(self._server, work, timeout, sends_key=self._sends_key)
+            return ollama_client.run(self._server, work, timeout, sends_key=self._sends_key)
         except ProviderError as error:
             # Another server on that port also says "not found", of its own pages.
             if error.status == 404 and re.search("model .* not found", str(error)):
@@ -198,10 +172,9 @@ class OllamaProvider(LimitedProvider):
             raise
 
     def _missing(self) -> str:
-        try:
-            names = list(self.models())
-        except ProviderError:
-            names = []
+        names: list[str] = []
+        with suppress(ProviderError):
+            names += self.models()
         near = difflib.get_close_matches(self.model, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         more = ", …" if len(names) > _MAX_NAMED else ""
@@ -233,8 +206,10 @@ class OllamaProvider(LimitedProvider):
                 keep_alive=self._keep_alive,
             )
             responses.append(response)
-            await learn("context_length", context_of(client, self.model, self._num_ctx))
-            await learn("digest", digest_of(client, self.model))
+            await learn(
+                "context_length", ollama_client.context_of(client, self.model, self._num_ctx)
+            )
+            await learn("digest", ollama_client.digest_of(client, self.model))
 
         try:
             self._run(work, timeout)

@@ -133,21 +133,25 @@ class OpenAICompatibleProvider(LimitedProvider):
         answer, told, self._format = in_format(
             request,
             self._format,
-            lambda form, seconds: self._chat(request, limit, form, seconds),
+            lambda form, seconds: self._exchange(
+                lambda client: client.chat.completions.with_raw_response.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": request.prompt}],
+                    # llama.cpp's server does not know `max_completion_tokens`.
+                    max_tokens=limit,
+                    temperature=self._temperature,
+                    seed=request.seed,
+                    **_response_format(form),
+                ),
+                _Answer,
+                seconds,
+            ),
         )
         if not answer.choices:
             raise ProviderError(f"{self._server.where} gave no usable answer: no choices")
         choice = answer.choices[0]
         usage = _known(answer.usage, dict) or {}
-        details: dict[str, Any] = {
-            "options": options,
-            "finish_reason": choice.finish_reason or None,
-            "prompt_tokens": _known(usage.get("prompt_tokens"), int),
-            "reply_tokens": _known(usage.get("completion_tokens"), int),
-            **told,
-        }
-        if fingerprint := _known(answer.system_fingerprint, str):
-            details["system_fingerprint"] = fingerprint
+        fingerprint = _known(answer.system_fingerprint, str)
         message = choice.message
         thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
         completion = self._completion(
@@ -155,27 +159,26 @@ class OpenAICompatibleProvider(LimitedProvider):
             next(filter(str.strip, thoughts), ""),
             choice.finish_reason,
             limit,
-            details,
+            {
+                "options": options,
+                "finish_reason": choice.finish_reason or None,
+                "prompt_tokens": _known(usage.get("prompt_tokens"), int),
+                "reply_tokens": _known(usage.get("completion_tokens"), int),
+                **({"system_fingerprint": fingerprint} if fingerprint else {}),
+                **told,
+            },
         )
         return replace(completion, model=_known(answer.model, str) or self.model)
 
     def models(self) -> list[str]:
-        """Names of the server's models.
-
-        Raises:
-            ProviderError: If no server answers, or with something else.
-        """
+        """Names of the server's models; raises a ``ProviderError`` if none can be had."""
         listed = self._exchange(
             lambda client: client.models.with_raw_response.list(), _Models, METADATA_TIMEOUT_S
         )
         return [model.id for model in listed.data]
 
     def check(self) -> None:
-        """Checks that the server answers and has the model; takes its only one for another name.
-
-        Raises:
-            ProviderError: If not; the message says what to do.
-        """
+        """Raises a ``ProviderError`` if the server lacks the model; takes its only one instead."""
         names = self.models()
         if self.model in names:
             return
@@ -188,31 +191,11 @@ class OpenAICompatibleProvider(LimitedProvider):
         fault = f"has no model {self.model!r}" if self.model else "needs the name of a model"
         raise ProviderError(f"{self._server.where} {fault}; its models: {served}")
 
-    def _chat(
-        self, request: CompletionRequest, limit: int, form: ReplyFormat, timeout: float
-    ) -> _Answer:
-        return self._exchange(
-            lambda client: client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[{"role": "user", "content": request.prompt}],
-                # llama.cpp's server does not know `max_completion_tokens`.
-                max_tokens=limit,
-                temperature=self._temperature,
-                seed=request.seed,
-                **_response_format(form),
-            ),
-            _Answer,
-            timeout,
-        )
-
     def _exchange(
         self, send: Callable[[openai.AsyncOpenAI], Awaitable[Any]], kind: type[T], timeout: float
     ) -> T:
-        """Makes a request, and reads the answer as ``kind``."""
-
         async def work(client: openai.AsyncOpenAI) -> bytes:
-            body: bytes = (await send(client)).content
-            return body
+            return bytes((await send(client)).content)
 
         try:
             body = self._server.exchange(self._client, work, timeout)
