@@ -115,7 +115,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_the_torch_free_half_does_not_import_torch() -> None:
     # The last runs an LLM in this process, and is imported when it does.
     torch_half = tuple(
-        f"{PACKAGE}.{name}" for name in ("prompt_tuning", "cli", "providers.chat_model")
+        f"{PACKAGE}.{name}" for name in ("prompt_tuning", "cli", "providers.transformers")
     )
     for module, imported in _imports().items():
         if not module.startswith(torch_half):

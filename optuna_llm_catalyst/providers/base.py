@@ -10,6 +10,8 @@ import re
 from typing import Any
 from typing import Protocol
 
+from optuna_llm_catalyst.exceptions import ProviderError
+
 
 DEFAULT_TIMEOUT_S = 300.0
 
@@ -81,14 +83,54 @@ class Provider(Protocol):
         ...
 
 
-def check_limits(num_ctx: int, num_predict: int, temperature: float) -> None:
-    """Raises a ValueError that names what of a provider's arguments cannot be."""
-    if not 0 < num_predict < num_ctx:
-        raise ValueError(
-            f"`num_predict` must be positive and below `num_ctx`, got {num_predict} and {num_ctx}."
-        )
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+class LimitedProvider:
+    """What the providers of a model have in common: its name and its limits."""
+
+    _kind = ""
+    _cut_at = "num_predict={} tokens"
+
+    def __init__(self, model: str, num_ctx: int, num_predict: int, temperature: float) -> None:
+        if not 0 < num_predict < num_ctx:
+            raise ValueError(
+                "`num_predict` must be positive and below `num_ctx`, got "
+                f"{num_predict} and {num_ctx}."
+            )
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"`temperature` must be at least 0, got {temperature}.")
+        self.model = model
+        self._num_ctx = num_ctx
+        self._num_predict = num_predict
+        self._temperature = temperature
+
+    @property
+    def name(self) -> str:
+        return f"{self._kind}:{self.model}"
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self._num_ctx - self._num_predict
+
+    def _limit(self, request: CompletionRequest) -> int:
+        """Tokens that a reply may have."""
+        return min(self._num_predict, request.max_tokens or self._num_predict)
+
+    def _completion(
+        self, text: str, thoughts: str, reason: str | None, limit: int, details: dict[str, Any]
+    ) -> Completion:
+        """A completion that ended for a reason; the text may be found among the thoughts."""
+        if thoughts.strip() and not text.strip():
+            text = thoughts
+            details["reply_from"] = "thinking"
+        problem = "" if reason in (None, "", "stop") else f"it ended with {reason!r}"
+        if reason == "length":
+            cut_at = self._cut_at.format(limit)
+            problem = f"it was cut at {cut_at}"
+            if not text.strip() and limit == self._num_predict:
+                # Another seed fares no better: the model thinks longer than it may.
+                raise ProviderError(
+                    f"{self.name} used up {cut_at} without an answer: raise `num_predict`"
+                )
+        return Completion(text, self.model, problem, details)
 
 
 def estimated_tokens(text: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import suppress
+from dataclasses import replace
 import difflib
 import os
 import re
@@ -17,22 +18,15 @@ from typing import TYPE_CHECKING
 from typing import TypeVar
 
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.base import check_limits
+from optuna_llm_catalyst.providers import ollama_client
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
-from optuna_llm_catalyst.providers.formats import in_format
-from optuna_llm_catalyst.providers.formats import ReplyFormat
-from optuna_llm_catalyst.providers.ollama_client import context_of
-from optuna_llm_catalyst.providers.ollama_client import digest_of
-from optuna_llm_catalyst.providers.ollama_client import digests
-from optuna_llm_catalyst.providers.ollama_client import first_chat_model
-from optuna_llm_catalyst.providers.ollama_client import run
-from optuna_llm_catalyst.providers.ollama_client import server_of
-from optuna_llm_catalyst.providers.ollama_client import trained_context_of
+from optuna_llm_catalyst.providers.base import LimitedProvider
 from optuna_llm_catalyst.providers.ollama_client import Work
-from optuna_llm_catalyst.providers.servers import cut_reply
+from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import ReplyFormat
 
 
 if TYPE_CHECKING:
@@ -49,8 +43,10 @@ _DURATION = re.compile(r"[+-]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h))+)")
 _MAX_NAMED = 10
 
 
-class OllamaProvider:
+class OllamaProvider(LimitedProvider):
     """Completions of one model of an Ollama server.
+
+    What it does with the server raises a ``ProviderError`` where it fails, with the fix.
 
     Args:
         model: Name of the model, as in ``ollama pull``.
@@ -66,6 +62,8 @@ class OllamaProvider:
         keep_alive: How long the server keeps the model loaded between two requests, in seconds
             or as ``"30m"``; longer than a stage, or every proposal waits for the model to load.
     """
+
+    _kind = "ollama"
 
     def __init__(
         self,
@@ -85,34 +83,22 @@ class OllamaProvider:
                 '`keep_alive` must be a number of seconds or a duration as in "30m", got '
                 f"{keep_alive!r}; the number -1 keeps the model loaded."
             )
-        check_limits(num_ctx, num_predict, temperature)
+        super().__init__(model, num_ctx, num_predict, temperature)
         named = (host or os.environ.get("OLLAMA_HOST") or "").strip()
-        self.model = model
-        self._server = server_of(named or _DEFAULT_URL)
+        self._server = ollama_client.server_of(named or _DEFAULT_URL)
         self._sends_key = bool(named)
-        self._num_ctx = num_ctx
-        self._num_predict = num_predict
-        self._temperature = temperature
         self._think = think
         self._keep_alive = keep_alive
         # Learnt from the server's answers, and learnt again if it is lost.
         self._format = 0
 
     @property
-    def name(self) -> str:
-        return f"ollama:{self.model}"
-
-    @property
     def host(self) -> str:
         """The server's URL, without credentials."""
         return self._server.host
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        return self._num_ctx - self._num_predict
-
     def complete(self, request: CompletionRequest) -> Completion:
-        limit = min(self._num_predict, request.max_tokens or self._num_predict)
+        limit = self._limit(request)
         options = {
             "num_ctx": self._num_ctx,
             "num_predict": limit,
@@ -124,62 +110,51 @@ class OllamaProvider:
             self._format,
             lambda form, seconds: self._chat(request.prompt, options, form, seconds),
         )
+        if response.done_reason in ("load", "unload"):
+            raise ProviderError(
+                f"{self._server.where} did not answer: it only {response.done_reason}ed "
+                f"{self.model!r}",
+                transient=True,
+            )
         self._check_prompt(request.prompt, response.prompt_eval_count, facts["context_length"])
-        content, thoughts = response.message.content or "", response.message.thinking or ""
-        text = content if content.strip() else thoughts
-        details = {
-            **facts,
-            **told,
-            "options": options,
-            "done_reason": response.done_reason,
-            "prompt_tokens": response.prompt_eval_count,
-            "reply_tokens": response.eval_count,
-            "load_seconds": (response.load_duration or 0) / 1e9,
-        }
-        if text.strip() and text is thoughts:
-            details["reply_from"] = "thinking"
-        problem = self._problem(response, text, limit)
-        return Completion(text, response.model or self.model, problem, details)
+        completion = self._completion(
+            response.message.content or "",
+            response.message.thinking or "",
+            response.done_reason,
+            limit,
+            {
+                **facts,
+                **told,
+                "options": options,
+                "done_reason": response.done_reason,
+                "prompt_tokens": response.prompt_eval_count,
+                "reply_tokens": response.eval_count,
+                "load_seconds": (response.load_duration or 0) / 1e9,
+            },
+        )
+        # A server that gives up half way answers with HTTP 200.
+        broke_off = not response.done and response.done_reason != "length"
+        problem = "it broke off" if broke_off else completion.problem
+        return replace(completion, model=response.model or self.model, problem=problem)
 
     def models(self) -> dict[str, str]:
-        """The server's models, the newest first: name to digest.
-
-        Raises:
-            ProviderError: If no server answers.
-        """
-        return self._run(digests)
+        """The server's models, the newest first: name to digest."""
+        return self._run(ollama_client.digests)
 
     def check(self) -> None:
-        """Checks that the server answers and has the model, under whatever name it takes.
-
-        Raises:
-            ProviderError: If not; the message says what to do.
-        """
+        """Checks that the server answers and has the model, under whatever name it takes."""
         self._run(lambda client: client.show(self.model))
 
     def installed_chat_model(self) -> str | None:
-        """The newest model of the server that can chat and runs there; None if there is none.
-
-        Raises:
-            ProviderError: If no server answers.
-        """
-
-        return self._run(first_chat_model)
+        """The newest model of the server that can chat and runs there; None if there is none."""
+        return self._run(ollama_client.first_chat_model)
 
     def model_context_length(self) -> int | None:
-        """The context length that the model was trained for; None if the server does not tell.
-
-        Raises:
-            ProviderError: If the server does not answer or has no such model.
-        """
-        return self._run(lambda client: trained_context_of(client, self.model))
+        """The context length that the model was trained for; None if the server does not tell."""
+        return self._run(lambda client: ollama_client.trained_context_of(client, self.model))
 
     def server_version(self) -> str:
-        """The server's version.
-
-        Raises:
-            ProviderError: If no Ollama server answers.
-        """
+        """The server's version."""
 
         async def version(client: ollama.AsyncClient) -> str:
             # The client has no method for it.
@@ -189,7 +164,7 @@ class OllamaProvider:
 
     def _run(self, work: Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
         try:
-            return run(self._server, work, timeout, sends_key=self._sends_key)
+            return ollama_client.run(self._server, work, timeout, sends_key=self._sends_key)
         except ProviderError as error:
             # Another server on that port also says "not found", of its own pages.
             if error.status == 404 and re.search("model .* not found", str(error)):
@@ -197,10 +172,9 @@ class OllamaProvider:
             raise
 
     def _missing(self) -> str:
-        try:
-            names = list(self.models())
-        except ProviderError:
-            names = []
+        names: list[str] = []
+        with suppress(ProviderError):
+            names += self.models()
         near = difflib.get_close_matches(self.model, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         more = ", …" if len(names) > _MAX_NAMED else ""
@@ -232,8 +206,10 @@ class OllamaProvider:
                 keep_alive=self._keep_alive,
             )
             responses.append(response)
-            await learn("context_length", context_of(client, self.model, self._num_ctx))
-            await learn("digest", digest_of(client, self.model))
+            await learn(
+                "context_length", ollama_client.context_of(client, self.model, self._num_ctx)
+            )
+            await learn("digest", ollama_client.digest_of(client, self.model))
 
         try:
             self._run(work, timeout)
@@ -241,24 +217,6 @@ class OllamaProvider:
             if not responses:
                 raise
         return responses[0], facts
-
-    def _problem(self, response: ollama.ChatResponse, text: str, limit: int) -> str:
-        """What the server itself says against its reply.
-
-        A server that gives up half way answers with HTTP 200 and without ``done``.
-        """
-        reason = response.done_reason
-        if reason in ("load", "unload"):
-            raise ProviderError(
-                f"{self._server.where} did not answer: it only {reason}ed {self.model!r}",
-                transient=True,
-            )
-        if reason == "length":
-            may_grow = limit < self._num_predict
-            return cut_reply(self.name, text, f"num_predict={limit} tokens", may_grow=may_grow)
-        if not response.done:
-            return "it broke off"
-        return "" if reason in (None, "stop") else f"it ended with {reason!r}"
 
     def _check_prompt(self, prompt: str, counted: int | None, allocated: int | None) -> None:
         """Raises if the server cut the prompt.

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Coroutine
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import replace
-import importlib
 import ipaddress
 import os
 import sys
@@ -32,43 +30,21 @@ _IMPORT = threading.Lock()
 
 def server_of(host: str) -> Server:
     """The server of a host as people write it, such as ``127.0.0.1:11434``, ``::1`` or a URL."""
-    try:
-        bare = ipaddress.ip_address(host)
-    except ValueError:
-        return Server("Ollama server", host)
-    return Server("Ollama server", f"[{bare}]" if bare.version == 6 else host)
+    with suppress(ValueError):
+        host = f"[{ipaddress.IPv6Address(host)}]"
+    return Server("Ollama server", host)
 
 
 def run(server: Server, work: Work[T], timeout: float, *, sends_key: bool) -> T:
-    """Does some work with a client, within so many seconds.
-
-    Args:
-        server: The server.
-        work: What to do.
-        timeout: Seconds that it may take.
-        sends_key: Whether ``OLLAMA_API_KEY`` may go there.
-
-    Raises:
-        ProviderError: For whatever goes wrong; ``transient`` if it may go right again.
-    """
+    """Does some work with a client, within so many seconds, or raises a ProviderError."""
     key = os.environ.get("OLLAMA_API_KEY") or None
     try:
-        _check_url(server)
         check_key("OLLAMA_API_KEY", key)
     except ValueError as error:
         raise ProviderError(str(error)) from None
+    _check_url(server)
     server = replace(server, key=key if sends_key else None)
-
-    def connect() -> ollama.AsyncClient:
-        with _IMPORT:
-            if "ollama" not in sys.modules:
-                with _without_environment():
-                    importlib.import_module("ollama")
-        import ollama
-
-        return ollama.AsyncClient(host=server.url, **server.client_options())
-
-    return server.exchange(connect, work, timeout)
+    return server.exchange(lambda: _client(server), work, timeout)
 
 
 async def digests(client: ollama.AsyncClient) -> dict[str, str]:
@@ -120,28 +96,25 @@ def _listed(model: str) -> str:
 def _check_url(server: Server) -> None:
     url = server.url if "://" in server.url else f"http://{server.url}"
     if not is_http_url(url):
-        raise ValueError(
+        raise ProviderError(
             f"`host` {server.host!r} is not the URL of a server, as in `http://127.0.0.1:11434`"
         )
     if url.rstrip("/").endswith("/v1"):
-        raise ValueError(
+        raise ProviderError(
             f"`host` {server.host!r} ends in /v1, where the server speaks OpenAI's protocol: "
             "leave /v1 away, or take an OpenAI-compatible provider"
         )
 
 
-@contextmanager
-def _without_environment() -> Iterator[None]:
-    """Hides the variables that the package's import would make a client of its own with."""
-    names = {"OLLAMA_HOST", "OLLAMA_API_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-    hidden = {
-        name: value
-        for name, value in os.environ.items()
-        if name in names or name.upper().endswith("_PROXY")
-    }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+def _client(server: Server) -> ollama.AsyncClient:
+    with _IMPORT:
+        # The package's import makes a client of its own, with these variables.
+        names = {"OLLAMA_HOST", "OLLAMA_API_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+        names |= {name for name in os.environ if name.upper().endswith("_PROXY")}
+        is_new = "ollama" not in sys.modules
+        hidden = {name: os.environ.pop(name) for name in names & set(os.environ) if is_new}
+        try:
+            import ollama
+        finally:
+            os.environ.update(hidden)
+    return ollama.AsyncClient(host=server.url, **server.client_options())

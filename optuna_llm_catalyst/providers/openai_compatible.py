@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import replace
 import json
 from typing import Any
 from typing import TYPE_CHECKING
@@ -17,15 +18,14 @@ from urllib.parse import urlsplit
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
-from optuna_llm_catalyst.providers.formats import in_format
-from optuna_llm_catalyst.providers.formats import ReplyFormat
+from optuna_llm_catalyst.providers.base import LimitedProvider
 from optuna_llm_catalyst.providers.servers import check_key
-from optuna_llm_catalyst.providers.servers import cut_reply
+from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import is_http_url
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
+from optuna_llm_catalyst.providers.servers import ReplyFormat
 from optuna_llm_catalyst.providers.servers import Server
 from optuna_llm_catalyst.schema import decode
 
@@ -72,7 +72,7 @@ class _Models:
     data: list[_Model]
 
 
-class OpenAICompatibleProvider:
+class OpenAICompatibleProvider(LimitedProvider):
     """Completions of one model of a server with the routes of OpenAI's API.
 
     None of the environment's ``OPENAI_…`` variables is used or sent: whoever set them did not
@@ -95,6 +95,9 @@ class OpenAICompatibleProvider:
             that was named.
     """
 
+    _kind = "openai"
+    _cut_at = "max_tokens={}"
+
     def __init__(
         self,
         model: str = "",
@@ -105,7 +108,7 @@ class OpenAICompatibleProvider:
         num_predict: int = 1024,
         temperature: float = 0.8,
     ) -> None:
-        check_limits(num_ctx, num_predict, temperature)
+        super().__init__(model, num_ctx, num_predict, temperature)
         check_key("api_key", api_key)
         self._server = Server("server", base_url, api_key)
         if not is_http_url(base_url) or not urlsplit(base_url).hostname:
@@ -113,73 +116,69 @@ class OpenAICompatibleProvider:
                 "`base_url` must be the URL of a server up to the version, as in "
                 f"`http://127.0.0.1:8000/v1`, got {self._server.host!r}."
             )
-        self.model = model
         self.note = ""
-        self._num_ctx = num_ctx
-        self._num_predict = num_predict
-        self._temperature = temperature
         # Learnt from the server's answers, and learnt again if it is lost.
         self._format = 0
-
-    @property
-    def name(self) -> str:
-        return f"openai:{self.model}"
 
     @property
     def base_url(self) -> str:
         """The server's URL, without credentials."""
         return self._server.host
 
-    @property
-    def max_prompt_tokens(self) -> int:
-        return self._num_ctx - self._num_predict
-
     def complete(self, request: CompletionRequest) -> Completion:
         if not self.model:
             self.check()
-        limit = min(self._num_predict, request.max_tokens or self._num_predict)
+        limit = self._limit(request)
         options = {"num_predict": limit, "temperature": self._temperature, "seed": request.seed}
         answer, told, self._format = in_format(
             request,
             self._format,
-            lambda form, seconds: self._chat(request, limit, form, seconds),
+            lambda form, seconds: self._exchange(
+                lambda client: client.chat.completions.with_raw_response.create(
+                    model=self.model,
+                    messages=[{"role": "user", "content": request.prompt}],
+                    # llama.cpp's server does not know `max_completion_tokens`.
+                    max_tokens=limit,
+                    temperature=self._temperature,
+                    seed=request.seed,
+                    **_response_format(form),
+                ),
+                _Answer,
+                seconds,
+            ),
         )
         if not answer.choices:
             raise ProviderError(f"{self._server.where} gave no usable answer: no choices")
         choice = answer.choices[0]
-        text, is_thought = _text(choice.message)
-        usage = answer.usage if isinstance(answer.usage, dict) else {}
-        details: dict[str, Any] = {
-            "options": options,
-            "finish_reason": choice.finish_reason or None,
-            "prompt_tokens": _known(usage.get("prompt_tokens"), int),
-            "reply_tokens": _known(usage.get("completion_tokens"), int),
-            **told,
-        }
-        if fingerprint := _known(answer.system_fingerprint, str):
-            details["system_fingerprint"] = fingerprint
-        if is_thought:
-            details["reply_from"] = "thinking"
-        problem = self._problem(choice.finish_reason or "", text, limit)
-        return Completion(text, _known(answer.model, str) or self.model, problem, details)
+        usage = _known(answer.usage, dict) or {}
+        fingerprint = _known(answer.system_fingerprint, str)
+        message = choice.message
+        thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
+        completion = self._completion(
+            message.content or "",
+            next(filter(str.strip, thoughts), ""),
+            choice.finish_reason,
+            limit,
+            {
+                "options": options,
+                "finish_reason": choice.finish_reason or None,
+                "prompt_tokens": _known(usage.get("prompt_tokens"), int),
+                "reply_tokens": _known(usage.get("completion_tokens"), int),
+                **({"system_fingerprint": fingerprint} if fingerprint else {}),
+                **told,
+            },
+        )
+        return replace(completion, model=_known(answer.model, str) or self.model)
 
     def models(self) -> list[str]:
-        """Names of the server's models.
-
-        Raises:
-            ProviderError: If no server answers, or with something else.
-        """
+        """Names of the server's models; raises a ``ProviderError`` if none can be had."""
         listed = self._exchange(
             lambda client: client.models.with_raw_response.list(), _Models, METADATA_TIMEOUT_S
         )
         return [model.id for model in listed.data]
 
     def check(self) -> None:
-        """Checks that the server answers and has the model; takes its only one for another name.
-
-        Raises:
-            ProviderError: If not; the message says what to do.
-        """
+        """Raises a ``ProviderError`` if the server lacks the model; takes its only one instead."""
         names = self.models()
         if self.model in names:
             return
@@ -192,31 +191,11 @@ class OpenAICompatibleProvider:
         fault = f"has no model {self.model!r}" if self.model else "needs the name of a model"
         raise ProviderError(f"{self._server.where} {fault}; its models: {served}")
 
-    def _chat(
-        self, request: CompletionRequest, limit: int, form: ReplyFormat, timeout: float
-    ) -> _Answer:
-        return self._exchange(
-            lambda client: client.chat.completions.with_raw_response.create(
-                model=self.model,
-                messages=[{"role": "user", "content": request.prompt}],
-                # llama.cpp's server does not know `max_completion_tokens`.
-                max_tokens=limit,
-                temperature=self._temperature,
-                seed=request.seed,
-                **_response_format(form),
-            ),
-            _Answer,
-            timeout,
-        )
-
     def _exchange(
         self, send: Callable[[openai.AsyncOpenAI], Awaitable[Any]], kind: type[T], timeout: float
     ) -> T:
-        """Makes a request, and reads the answer as ``kind``."""
-
         async def work(client: openai.AsyncOpenAI) -> bytes:
-            body: bytes = (await send(client)).content
-            return body
+            return bytes((await send(client)).content)
 
         try:
             body = self._server.exchange(self._client, work, timeout)
@@ -255,13 +234,6 @@ class OpenAICompatibleProvider:
             return "`num_ctx` must be the context length that the server was started with"
         return "`base_url` must be where it redirects to" if 300 <= status < 400 else ""
 
-    def _problem(self, reason: str, text: str, limit: int) -> str:
-        """What the server itself says against its reply."""
-        if reason == "length":
-            may_grow = limit < self._num_predict
-            return cut_reply(self.name, text, f"max_tokens={limit}", may_grow=may_grow)
-        return "" if reason in ("", "stop") else f"it ended with {reason!r}"
-
 
 def _response_format(form: ReplyFormat) -> dict[str, Any]:
     if form.schema is None:
@@ -272,14 +244,6 @@ def _response_format(form: ReplyFormat) -> dict[str, Any]:
     # Not `strict`, whose rules forbid schemas that are no trouble to local servers.
     named = {"name": "prompts", "schema": schema}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
-
-
-def _text(message: _Message) -> tuple[str, bool]:
-    """The text of a reply, and whether it was found among the thoughts of the model."""
-    content = message.content or ""
-    thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
-    thought = next(filter(str.strip, thoughts), "")
-    return (content, False) if content.strip() or not thought else (thought, True)
 
 
 def _known(value: Any, kind: type[T]) -> T | None:

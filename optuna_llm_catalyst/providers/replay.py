@@ -84,13 +84,13 @@ def _read(path: Path) -> list[_Row]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: recorded replies cannot be read: {error}") from error
-    return [_row(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
-
-
-def _row(path: Path, number: int, line: str) -> _Row:
-    try:
-        return decode(_Row, json.loads(line))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path}:{number}: not JSON: {error}") from error
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: {error}, in {line[:80]}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                rows.append(decode(_Row, json.loads(line)))
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON: {error}") from error
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: {error}, in {line[:80]}") from error
+    return rows

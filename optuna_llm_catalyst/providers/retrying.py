@@ -27,47 +27,33 @@ def complete(
         backoff: Seconds before the second try; doubled before each further one, with jitter.
 
     Returns:
-        The completion, and how many tries it took.
-
-    Raises:
-        ProviderError: The last one.
+        The completion, and how many tries it took. Instead, the last ``ProviderError`` is raised.
     """
     deadline = time.monotonic() + request.timeout
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_transient),
+        retry=tenacity.retry_if_exception(lambda error: getattr(error, "transient", False)),
         stop=tenacity.stop_after_attempt(max_tries) | tenacity.stop_before_delay(request.timeout),
         wait=_backoff(backoff, request.seed),
         reraise=True,
     )
-    n_tries = 0
 
     def once() -> Completion:
-        nonlocal n_tries
-        n_tries += 1
         left = max(deadline - time.monotonic(), 0.0)
         return provider.complete(replace(request, timeout=left))
 
     try:
-        return retrying(once), n_tries
+        return retrying(once), retrying.statistics["attempt_number"]
     except ProviderError as error:
+        n_tries = retrying.statistics["attempt_number"]
         if n_tries == 1:
             raise
         raise ProviderError(f"{error} (tried {n_tries} times)") from error
 
 
-def _is_transient(error: BaseException) -> bool:
-    return isinstance(error, ProviderError) and error.transient
-
-
 def _backoff(first: float, seed: int) -> Callable[[tenacity.RetryCallState], float]:
-    """Pauses that double, each between half and all of it.
+    """Pauses that double, with jitter: workers that failed together do not come back together.
 
-    Workers that failed together shall not come back together. The jitter has a generator of its
-    own: a training loop's random numbers do not depend on whether a server stumbled.
+    Its generator is its own: a training loop's random numbers do not depend on a server.
     """
     rng = random.Random(seed)
-
-    def wait(state: tenacity.RetryCallState) -> float:
-        return float(first * 2 ** (state.attempt_number - 1) * rng.uniform(0.5, 1.0))
-
-    return wait
+    return lambda state: float(first * 2 ** (state.attempt_number - 1) * rng.uniform(0.5, 1.0))

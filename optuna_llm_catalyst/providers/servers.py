@@ -1,4 +1,4 @@
-"""What the providers of LLM servers share: addresses, keys, limits and errors.
+"""What the providers of LLM servers share: addresses, keys, limits, formats and errors.
 
 The official clients make the requests. By themselves they wait for ever, send requests to this
 machine through the environment's proxies, follow redirects, send the environment's keys to any
@@ -11,6 +11,7 @@ import base64
 from collections.abc import Callable
 from collections.abc import Coroutine
 from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from dataclasses import field
@@ -18,15 +19,18 @@ import ipaddress
 import json
 import re
 import ssl
+import time
 from typing import Any
 from typing import TypeVar
 from urllib.parse import unquote
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+from optuna_llm_catalyst.background import run_within
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import one_line
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.deadline import run_within
+from optuna_llm_catalyst.providers.base import CompletionRequest
 
 
 C = TypeVar("C")
@@ -40,6 +44,8 @@ METADATA_TIMEOUT_S = 10.0
 _TRANSIENT_STATUS = (408, 429, 502, 503, 504)
 #: What Ollama says with status 500 when the process that runs the model died.
 _CRASH = re.compile("runner|unexpected EOF")
+#: What servers call the part of a request that they refuse.
+_FORMAT = re.compile(r"\bformat\b|response_format|json_object|schema|grammar|\bpattern")
 #: The headers that servers need, and the one by which OpenAI's client knows that its caller reads
 #: the body. That client also sends facts about this machine, and OPENAI_CUSTOM_HEADERS.
 _HEADERS = {
@@ -49,17 +55,20 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
+class ReplyFormat:
+    """What a request says of its reply; ``details`` is what the record then tells of it."""
+
+    kind: str  # ``json_schema``, ``json_object`` (any JSON) or ``none``.
+    schema: dict[str, Any] | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Server:
-    """Where requests go. Holds no socket: each exchange has a client of its own.
+    """Where requests go. Holds no socket: each exchange has a client of its own."""
 
-    Attributes:
-        kind: What it is called in messages.
-        url: Its URL; it may hold a user and a password.
-        key: The key for it.
-    """
-
-    kind: str
-    url: str = field(repr=False)
+    kind: str  # As messages call it.
+    url: str = field(repr=False)  # It may hold a user and a password.
     key: str | None = field(default=None, repr=False)
 
     @property
@@ -79,18 +88,26 @@ class Server:
         work: Callable[[C], Coroutine[Any, Any, T]],
         timeout: float,
     ) -> T:
-        """Does some work with a client, within so many seconds.
-
-        Args:
-            connect: Makes the client, with the :meth:`client_options`.
-            work: What to do with it.
-            timeout: Seconds that it may take.
+        """Does some work with the client of ``connect``, within so many seconds.
 
         Raises:
             ProviderError: For whatever goes wrong; ``transient`` if it may go right again.
         """
-
-        connected = self._connected(connect)
+        try:
+            connected = connect()
+        except ModuleNotFoundError as error:
+            raise ProviderError(
+                f"the client {error.name!r} is not installed: "
+                f"pip install 'optuna-llm-catalyst[{error.name}]'"
+            ) from error
+        except Exception as error:
+            # The error may quote a piece of a proxy's password.
+            secret = any("@" in proxy for proxy in getproxies().values())
+            why = type(error).__name__ if secret else first_line(error)
+            raise ProviderError(
+                f"{self.where} cannot be reached: {why}; check the environment's SSL_CERT_FILE, "
+                "SSL_CERT_DIR and proxies (ALL_PROXY, HTTP_PROXY, …)"
+            ) from error
 
         async def run() -> T:
             async with connected as client:
@@ -98,13 +115,12 @@ class Server:
 
         try:
             return run_within(timeout, run)
-        except ProviderError:
-            raise
         except Exception as error:  # The clients let a dozen kinds of errors through.
-            told = next((e for e in _chain(error) if isinstance(e, ProviderError)), None)
+            chain = list(_chain(error))
+            told = next((e for e in chain if isinstance(e, ProviderError)), None)
             if told:  # OpenAI's client wraps what is raised while it reads.
                 raise told from None
-            raise self._provider_error(error, timeout) from error
+            raise self._provider_error(chain, timeout) from error
 
     def client_options(self) -> dict[str, Any]:
         """Arguments that close the traps of an ``httpx`` client; httpx2 takes the same."""
@@ -118,43 +134,20 @@ class Server:
             "event_hooks": {"response": [self._read]},
         }
 
-    def _connected(
-        self, connect: Callable[[], AbstractAsyncContextManager[C]]
-    ) -> AbstractAsyncContextManager[C]:
-        try:
-            return connect()
-        except ModuleNotFoundError as error:
-            raise ProviderError(
-                f"the client {error.name!r} is not installed: "
-                f"pip install 'optuna-llm-catalyst[{error.name}]'"
-            ) from error
-        except Exception as error:
-            from urllib.request import getproxies
-
-            # The error may quote a piece of a password.
-            secret = any("@" in proxy for proxy in getproxies().values())
-            why = type(error).__name__ if secret else first_line(error)
-            raise ProviderError(
-                f"{self.where} cannot be reached: {why}; check the environment's SSL_CERT_FILE, "
-                "SSL_CERT_DIR and proxies (ALL_PROXY, HTTP_PROXY, …)"
-            ) from error
-
     def _sign(self, request: Any) -> Any:
         """Sends the credentials that are meant for this server, and no others."""
         for header in set(request.headers) - _HEADERS:
             del request.headers[header]
         # The limit on a body is for what it unpacks to.
         request.headers["Accept-Encoding"] = "identity"
-        if credentials := self._credentials():
-            request.headers["Authorization"] = credentials
-        return request
-
-    def _credentials(self) -> str:
         url = urlsplit(self.url if "//" in self.url else f"//{self.url}")
-        if self.key or url.username is None:
-            return f"Bearer {self.key}" if self.key else ""
-        pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+        if self.key:
+            request.headers["Authorization"] = f"Bearer {self.key}"
+        elif url.username is not None:
+            pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
+            encoded = base64.b64encode(pair.encode()).decode()
+            request.headers["Authorization"] = f"Basic {encoded}"
+        return request
 
     async def _read(self, response: Any) -> None:
         """Reads a response's body up to the limit, before the client would read all of it."""
@@ -177,9 +170,8 @@ class Server:
                 status=status,
             )
 
-    def _provider_error(self, error: Exception, timeout: float) -> ProviderError:
-        chain = list(_chain(error))
-        if isinstance(error, TimeoutError):
+    def _provider_error(self, chain: list[BaseException], timeout: float) -> ProviderError:
+        if isinstance(chain[0], TimeoutError):
             return ProviderError(f"{self.where} did not answer within {timeout:.3g} seconds")
         # By their names, as the clients use different versions of httpx.
         kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
@@ -194,7 +186,7 @@ class Server:
             )
         if "ConnectError" in kinds:
             return ProviderError(f"no {self.kind} answers at {self.host}", transient=True)
-        cause = error.__cause__ or error
+        cause = chain[0].__cause__ or chain[0]
         why = f"{type(cause).__name__}: {one_line(first_line(cause))[:200]}"
         if kinds & {"NetworkError", "ProtocolError", "OSError"}:
             return ProviderError(f"{self.where} broke the connection: {why}", transient=True)
@@ -231,15 +223,43 @@ def check_key(name: str, key: str | None) -> None:
         )
 
 
-def cut_reply(name: str, text: str, limit: str, *, may_grow: bool) -> str:
-    """The problem of a reply that reached its limit.
+def in_format(
+    request: CompletionRequest, first: int, send: Callable[[ReplyFormat, float], T]
+) -> tuple[T, Mapping[str, Any], int]:
+    """Makes a request in the strictest format that the server takes.
 
-    Without any text it is an error, unless another request may have a higher limit.
+    Args:
+        request: The request.
+        first: The format to begin with: 0, or the number that the last request returned.
+        send: Makes it in a format, within so many seconds.
+
+    Returns:
+        What ``send`` returned, what the completion's details tell of the format, and its number.
     """
-    if text.strip() or may_grow:
-        return f"it was cut at {limit}"
-    # Another seed fares no better: the model thinks longer than it may.
-    raise ProviderError(f"{name} used up {limit} without an answer: raise `num_predict`")
+    deadline = time.monotonic() + request.timeout
+    schema, plain = dict(request.schema), _without_patterns(request.schema)
+    formats = [
+        ReplyFormat("json_schema", schema),
+        ReplyFormat("json_schema", plain, {"format": "json_schema", "pattern": False}),
+        ReplyFormat("json_object", plain, {"format": "json_object"}),
+        ReplyFormat("none", None, {"format": "none"}),
+    ]
+    numbers = [i for i in range(first, len(formats)) if i != 1 or plain != schema or first == 1]
+    for i in numbers:
+        try:
+            sent = send(formats[i], deadline - time.monotonic())
+            return sent, formats[i].details, i
+        except ProviderError as error:
+            is_format = error.status in (400, 422, 500) and _FORMAT.search(str(error))
+            if not is_format or i == numbers[-1]:
+                raise
+    raise AssertionError("The last format is sent or raises.")
+
+
+def _without_patterns(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    return {key: _without_patterns(value) for key, value in schema.items() if key != "pattern"}
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

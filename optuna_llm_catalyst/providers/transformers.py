@@ -1,26 +1,35 @@
-"""A local LLM in this process, through Hugging Face transformers: no server, no daemon."""
+"""A local LLM in this process, through Hugging Face transformers: no server, no daemon.
+
+A training loop in the same process draws the random numbers that it would have drawn without it:
+tokens are sampled with a generator of their own.
+"""
 
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import contextmanager
 import threading
 import time
 from typing import Any
+from typing import NamedTuple
+from typing import TYPE_CHECKING
 
+from optuna_llm_catalyst.background import waitable
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ProviderError
-from optuna_llm_catalyst.providers.base import check_limits
 from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
-from optuna_llm_catalyst.providers.chat_model import ChatModel
-from optuna_llm_catalyst.providers.chat_model import load_chat_model
-from optuna_llm_catalyst.providers.chat_model import TOP_K
-from optuna_llm_catalyst.providers.chat_model import TOP_P
-from optuna_llm_catalyst.providers.deadline import waitable
+from optuna_llm_catalyst.providers.base import LimitedProvider
 
 
+if TYPE_CHECKING:
+    import torch
+
+#: Only the likeliest tokens are sampled, as a large vocabulary has many unlikely ones.
+_TOP_K = 40
+_TOP_P = 0.9
 #: One loads or writes at a time, of whichever provider: two of Optuna's threads must not load the
 #: weights twice. A lock on the provider could not be pickled.
 _TURN = threading.Lock()
@@ -35,14 +44,18 @@ def _stop_writing() -> None:
     _TURN.acquire(timeout=_LAST_WAIT_S)
 
 
-class TransformersProvider:
-    """Completions of a Hugging Face chat model that runs in this process.
+class _ChatModel(NamedTuple):
+    model: Any
+    tokenizer: Any
 
-    The weights are loaded at the first request and dropped from copies and pickles. torch's
-    random numbers are left as they are. The JSON schema of a request is not enforced: whether a
-    reply follows it is up to the model, and found out by the parser of replies. A request's
-    ``timeout`` ends the writing between two tokens; loading the weights and reading the prompt
-    are not interrupted, but the time for them counts.
+
+class TransformersProvider(LimitedProvider):
+    """Completions of a Hugging Face chat model in this process.
+
+    The weights are loaded at the first request and dropped from copies and pickles. Whether a
+    reply follows the request's JSON schema is up to the model. A request's ``timeout`` ends the
+    writing between two tokens; loading the weights and reading the prompt are not interrupted, but
+    the time for them counts.
 
     Args:
         model: A folder, or a name at the Hugging Face hub. It must be a chat (instruct) model.
@@ -53,6 +66,8 @@ class TransformersProvider:
         temperature: Sampling temperature; 0 takes the likeliest token each time.
         local_files_only: Whether to look for the model on this machine only.
     """
+
+    _kind = "transformers"
 
     def __init__(
         self,
@@ -69,21 +84,13 @@ class TransformersProvider:
             raise ValueError(
                 "`model` must be a folder or a name at the Hugging Face hub, got an empty string."
             )
-        check_limits(num_ctx, num_predict, temperature)
-        self.model = model
+        super().__init__(model, num_ctx, num_predict, temperature)
         self._device = device
         self._dtype = dtype
-        self._num_ctx = num_ctx
-        self._num_predict = num_predict
-        self._temperature = temperature
         # Unset, transformers prompts in the terminal whether to run a model's own code.
         self._source = {"local_files_only": local_files_only, "trust_remote_code": False}
         self._context: int | None = None
-        self._loaded: ChatModel | None = None
-
-    @property
-    def name(self) -> str:
-        return f"transformers:{self.model}"
+        self._loaded: _ChatModel | None = None
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -96,22 +103,18 @@ class TransformersProvider:
 
     def complete(self, request: CompletionRequest) -> Completion:
         deadline = time.monotonic() + request.timeout
-        with self._mapped_errors(), self._turn(request.timeout):
-            return self._complete(request, deadline)
+        with self._mapped_errors():
+            if not _TURN.acquire(timeout=waitable(request.timeout)):
+                raise self._late(request, "other requests of this process took longer")
+            try:
+                return self._complete(request, deadline)
+            finally:
+                _TURN.release()
 
     def check(self) -> None:
-        """Checks that there is such a model, without loading it.
-
-        Raises:
-            ProviderError: If not.
-        """
-        with self._mapped_errors():
-            try:
-                self._context_by_config()
-            except (OSError, ValueError) as error:
-                raise ProviderError(
-                    f"model {self.model!r} cannot be loaded: {first_line(error)}"
-                ) from error
+        """Raises a ProviderError if there is no such model; does not load it."""
+        with self._mapped_errors(), self._mapped_load_errors():
+            self._context_by_config()
 
     def __getstate__(self) -> dict[str, Any]:
         # Weights are gigabytes: a copy loads its own at its first request.
@@ -119,43 +122,55 @@ class TransformersProvider:
 
     def _complete(self, request: CompletionRequest, deadline: float) -> Completion:
         started = time.monotonic()
-        chat = self._chat_model()
+        if self._loaded is None:
+            self._loaded = self._load()
+            self._context = None  # It may have been unknown.
+        chat = self._loaded
         load_seconds = round(time.monotonic() - started, 3)
-        ids = chat.encode(request.prompt)
-        self._check_length(ids.shape[1])
-        limit = min(self._num_predict, request.max_tokens or self._num_predict)
-        written = chat.write(
-            ids,
-            seed=request.seed,
-            temperature=self._temperature,
-            limit=limit,
-            deadline=deadline,
-            given_up=_PROCESS_ENDS,
-        )
-        if written.is_late and not written.is_ended:
-            raise ProviderError(
-                f"{self.name} did not finish within {request.timeout:.3g} seconds: it took "
-                f"{load_seconds:.3g} to load and wrote {written.n_tokens} tokens"
-            )
-        is_cut = written.n_tokens >= limit and not written.is_ended
-        problem = f"it was cut at num_predict={limit} tokens" if is_cut else ""
+        prompt = _encode(chat, request.prompt)
+        n_prompt = prompt.shape[1]
+        self._check_length(n_prompt)
+        limit = self._limit(request)
+        temperature, seed = self._temperature, request.seed
+        options = {"num_ctx": self._num_ctx, "num_predict": limit, "temperature": temperature}
+        if temperature:
+            options |= {"top_k": _TOP_K, "top_p": _TOP_P, "seed": seed}
+        processors = [_sampling(seed, temperature)] if temperature else []
+        reply = _write(chat, prompt, limit, processors, deadline)
+        is_ended = bool(reply) and reply[-1] in _end_ids(chat)
+        if _is_late(deadline) and not is_ended:
+            done = f"it took {load_seconds:.3g} to load and wrote {len(reply)} tokens"
+            raise self._late(request, done)
+        is_cut = len(reply) >= limit and not is_ended
         details = {
-            "options": self._options(request.seed, limit),
+            "options": options,
             "device": str(chat.model.device),
             "dtype": str(chat.model.dtype).removeprefix("torch."),
-            "prompt_tokens": ids.shape[1],
-            "reply_tokens": written.n_tokens,
+            "prompt_tokens": n_prompt,
+            "reply_tokens": len(reply),
             "load_seconds": load_seconds,
         }
-        return Completion(written.text, self.model, problem, details)
+        text = chat.tokenizer.decode(reply, skip_special_tokens=True)
+        return self._completion(text, "", "length" if is_cut else "stop", limit, details)
 
-    def _chat_model(self) -> ChatModel:
-        if self._loaded is None:
-            self._loaded = load_chat_model(
-                self.model, device=self._device, dtype=self._dtype, **self._source
+    def _load(self) -> _ChatModel:
+        import torch
+        from transformers import AutoModelForCausalLM
+        from transformers import AutoTokenizer
+
+        gpus = {"cuda": torch.cuda, "mps": torch.backends.mps}
+        best = next((name for name, gpu in gpus.items() if gpu.is_available()), "cpu")
+        with self._mapped_load_errors():
+            tokenizer = AutoTokenizer.from_pretrained(self.model, **self._source)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                self.model, dtype=self._dtype, **self._source
             )
-            self._context = self._context_of(self._loaded.model.config)
-        return self._loaded
+            model.to(best if self._device == "auto" else self._device)
+        if not tokenizer.chat_template:
+            message = f"model {self.model!r} has no chat template: take a chat (instruct) model"
+            raise ProviderError(message)
+        model.eval().requires_grad_(False)
+        return _ChatModel(model, tokenizer)
 
     def _check_length(self, n_tokens: int) -> None:
         if n_tokens > self.max_prompt_tokens:
@@ -165,35 +180,16 @@ class TransformersProvider:
                 "raise `num_ctx`, lower `num_predict`, or take a model of a longer context"
             )
 
-    def _options(self, seed: int, limit: int) -> dict[str, Any]:
-        sampling = {"top_k": TOP_K, "top_p": TOP_P, "seed": seed} if self._temperature else {}
-        return {
-            "num_ctx": self._num_ctx,
-            "num_predict": limit,
-            "temperature": self._temperature,
-            **sampling,
-        }
-
     def _context_by_config(self) -> int:
         from transformers import AutoConfig
 
-        return self._context_of(AutoConfig.from_pretrained(self.model, **self._source))
-
-    def _context_of(self, config: Any) -> int:
-        n_positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+        config = AutoConfig.from_pretrained(self.model, **self._source).get_text_config()
+        n_positions = getattr(config, "max_position_embeddings", None)
         return min(self._num_ctx, n_positions or self._num_ctx)
 
-    @contextmanager
-    def _turn(self, timeout: float) -> Iterator[None]:
-        if not _TURN.acquire(timeout=waitable(timeout)):
-            raise ProviderError(
-                f"{self.name} did not finish within {timeout:.3g} seconds: other requests of this "
-                "process took longer"
-            )
-        try:
-            yield
-        finally:
-            _TURN.release()
+    def _late(self, request: CompletionRequest, why: str) -> ProviderError:
+        within = f"did not finish within {request.timeout:.3g} seconds"
+        return ProviderError(f"{self.name} {within}: {why}")
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
@@ -213,3 +209,100 @@ class TransformersProvider:
                 error = error.with_traceback(None)
                 message += "; take a smaller model, a lower `num_ctx` or another `device`"
             raise ProviderError(message) from error
+
+    @contextmanager
+    def _mapped_load_errors(self) -> Iterator[None]:
+        """Also without progress bars."""
+        from transformers.utils import logging
+
+        shows_progress = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            yield
+        except Exception as error:  # Broken files raise many kinds of errors.
+            message = f"model {self.model!r} cannot be loaded: {first_line(error)}"
+            raise ProviderError(message) from error
+        finally:
+            if shows_progress:
+                logging.enable_progress_bar()
+
+
+def _is_late(deadline: float) -> bool:
+    return time.monotonic() >= deadline or _PROCESS_ENDS.is_set()
+
+
+def _end_ids(chat: _ChatModel) -> list[int]:
+    """Ids that end a reply: some models name them in the one place, some in the other."""
+    ids = chat.model.generation_config.eos_token_id
+    listed = ids if isinstance(ids, list) else [ids]
+    return sorted({i for i in [*listed, chat.tokenizer.eos_token_id] if i is not None})
+
+
+def _encode(chat: _ChatModel, prompt: str) -> torch.Tensor:
+    inputs = chat.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}],
+        add_generation_prompt=True,
+        enable_thinking=False,  # For the templates that know it.
+        return_dict=True,
+        return_tensors="pt",
+    )
+    ids: torch.Tensor = inputs["input_ids"].to(chat.model.device)  # (1, tokens)
+    return ids
+
+
+def _write(
+    chat: _ChatModel, prompt: torch.Tensor, limit: int, processors: list[Any], deadline: float
+) -> list[int]:
+    """The ids of a reply, special tokens among them; what there is of it when the time is up."""
+    import torch
+    from transformers import GenerationConfig
+    from transformers import LogitsProcessorList
+    from transformers import StoppingCriteriaList
+
+    if _is_late(deadline):
+        return []
+    end_ids = _end_ids(chat)
+    output = chat.model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        generation_config=GenerationConfig(
+            max_new_tokens=limit,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=end_ids or None,
+            pad_token_id=next(iter(end_ids), None),  # Asked for, unused.
+        ),
+        logits_processor=LogitsProcessorList(processors),
+        stopping_criteria=StoppingCriteriaList(
+            [lambda ids, *_, **__: torch.full((1,), _is_late(deadline), device=ids.device)]
+        ),
+    )
+    reply: list[int] = output[0, prompt.shape[1] :].tolist()
+    return reply
+
+
+def _sampling(
+    seed: int, temperature: float
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """A processor of logits that draws a token and rules all others out."""
+    import torch
+    from transformers import TemperatureLogitsWarper
+    from transformers import TopKLogitsWarper
+    from transformers import TopPLogitsWarper
+
+    # On the CPU: the same seed is the same numbers on every device.
+    generator = torch.Generator().manual_seed(seed)
+    warpers = (
+        TemperatureLogitsWarper(float(temperature)),
+        TopKLogitsWarper(_TOP_K),
+        TopPLogitsWarper(_TOP_P),
+    )
+
+    def draw(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for warper in warpers:
+            scores = warper(ids, scores)
+        likely = scores.float().softmax(dim=-1).cpu()
+        drawn = torch.multinomial(likely, 1, generator=generator)
+        return torch.full_like(scores, -torch.inf).scatter(-1, drawn.to(scores.device), 0.0)
+
+    return draw

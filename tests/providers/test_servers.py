@@ -11,11 +11,11 @@ import pytest
 
 from optuna_llm_catalyst import ProviderError
 from optuna_llm_catalyst.providers import CompletionRequest
-from optuna_llm_catalyst.providers.formats import in_format
-from optuna_llm_catalyst.providers.formats import ReplyFormat
 from optuna_llm_catalyst.providers.ollama_client import server_of
+from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import is_loopback
 from optuna_llm_catalyst.providers.servers import message_of
+from optuna_llm_catalyst.providers.servers import ReplyFormat
 from tests.providers.schemas import PATTERNED
 from tests.providers.schemas import PLAIN
 

@@ -21,10 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from optuna_llm_catalyst import ProviderError
 from optuna_llm_catalyst.proposers import reply as reply_format
-from optuna_llm_catalyst.providers import chat_model
 from optuna_llm_catalyst.providers import CompletionRequest
 from optuna_llm_catalyst.providers import transformers as transformers_module
-from optuna_llm_catalyst.providers.chat_model import _Sampling
+from optuna_llm_catalyst.providers.transformers import _sampling
 from optuna_llm_catalyst.providers.transformers import TransformersProvider
 from tests.providers import tiny_chat
 from tests.providers.tiny_chat import GOOD
@@ -128,7 +127,7 @@ def test_temperature_of_zero(folder: Path) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_of_drawn_tokens(temperature: float) -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 0.5, -9.0]])
-    sampling = _Sampling(seed=3, temperature=temperature)
+    sampling = _sampling(seed=3, temperature=temperature)
     ids = torch.zeros((1, 1), dtype=torch.long)
     n_draws = 4000
     counts = Counter(int(sampling(ids, logits).argmax()) for _ in range(n_draws))
@@ -215,8 +214,7 @@ def test_deadline_ends_a_generation(folder: Path, monkeypatch: pytest.MonkeyPatc
     model = provider._loaded.model
     forward = model.forward
     clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
-    for module in (chat_model, transformers_module):
-        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(transformers_module, "time", clock)
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         clock.now += 1.0

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from optuna_llm_catalyst.providers import deadline
-from optuna_llm_catalyst.providers.deadline import run_within
+from optuna_llm_catalyst import background
+from optuna_llm_catalyst.background import run_within
 from tests.toy_stage import run_python
 
 
@@ -71,7 +71,7 @@ def test_ended_work_cleans_up() -> None:
 
 
 def test_work_that_cannot_be_ended_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadline, "_GRACE_S", 0.1)
+    monkeypatch.setattr(background, "_GRACE_S", 0.1)
     release = threading.Event()
 
     async def blocking() -> None:
@@ -105,10 +105,10 @@ def test_inside_a_running_event_loop() -> None:
 
 def test_left_work_does_not_keep_a_process_alive() -> None:
     code = (
-        "import time; from optuna_llm_catalyst.providers import deadline\n"
-        "deadline._GRACE_S = 0.0\n"
+        "import time; from optuna_llm_catalyst import background\n"
+        "background._GRACE_S = 0.0\n"
         "async def work(): time.sleep(600)\n"
-        "try: deadline.run_within(0.1, work)\n"
+        "try: background.run_within(0.1, work)\n"
         "except TimeoutError: print('late')"
     )
     assert run_python(code) == "late\n"  # It has 120 seconds.
