@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 import shlex
 import sys
@@ -12,7 +11,6 @@ import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
@@ -89,18 +87,16 @@ def print_results(
     numbers = {name: row.number for name, row in stages.items() if row}
     tested = {n: _test(study, objective, i) for n, i in numbers.items() if objective.task.test}
 
-    def parts() -> Iterator[str | Table]:
-        yield from report.stages(rows)
-        if "chosen" in numbers:
-            yield f"Chosen by validation loss: stage {numbers['chosen']}."
-        for name, score in tested.items():
-            if score is not None:
-                yield (
-                    f"  test accuracy of the {name} stage ({numbers[name]}): "
-                    f"{score.accuracy:.1%} on {score.n_examples} examples"
-                )
-        yield f"Next: {_dashboard_command(options.storage, options.artifacts)}"
-
+    parts = report.stages(rows)
+    if "chosen" in numbers:
+        parts.append(f"Chosen by validation loss: stage {numbers['chosen']}.")
+    for name, score in tested.items():
+        if score is not None:
+            parts.append(
+                f"  test accuracy of the {name} stage ({numbers[name]}): {score.accuracy:.1%} "
+                f"on {score.n_examples} examples"
+            )
+    parts.append(f"Next: {_dashboard_command(options.storage, options.artifacts)}")
     document = {
         **report.document(study, rows),
         "storage": options.storage,
@@ -108,7 +104,7 @@ def print_results(
         "first": numbers.get("first"),
         "test": tested,
     }
-    output.report(document, parts(), as_json=options.json)
+    output.report(document, parts, as_json=options.json)
 
 
 def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:

@@ -64,9 +64,9 @@ def _create(storage: str, name: str) -> optuna.Study:
 def load_study(storage: str, name: str) -> optuna.Study:
     """Loads a study that must be there, and creates nothing: neither a file nor a table."""
     with storage_errors(storage):
-        path = _file(storage)
-        if path is not None and not os.path.exists(path):
-            raise UserError(f"storage {storage!r}: there is no file {path}.")
+        missing = _missing_file(storage)
+        if missing:
+            raise UserError(f"storage {storage!r}: there is no file {missing}.")
         opened = _opened(storage, creates=False)
         names = optuna.get_all_study_names(opened)
         if name not in names:
@@ -147,8 +147,7 @@ def _said(error: BaseException) -> str:
 
 
 def _is_gone(storage: str, study: optuna.Study) -> bool:
-    path = _file(storage)
-    if path is not None and not os.path.exists(path):
+    if _missing_file(storage):
         return True  # What is still open of a file that was removed can be read.
     try:
         study.user_attrs  # noqa: B018
@@ -181,12 +180,11 @@ def _url(storage: str) -> sqlalchemy.engine.URL | None:
         ) from error
 
 
-def _file(storage: str) -> Path | None:
-    """The file of a storage that is one; None for a server."""
+def _missing_file(storage: str) -> str | None:
+    """The file of a storage if it has one that is not there."""
     url = _url(storage)
-    if url is None:
-        return Path(storage)
+    path = storage if url is None else url.database or ":memory:"
     # SQLite's own URLs, such as file:a.db?mode=ro, and databases in memory have no plain path.
-    name = url.database or ":memory:"
-    is_path = url.get_backend_name() == "sqlite" and not name.startswith(("file:", ":memory:"))
-    return Path(name) if is_path else None
+    if url and (url.get_backend_name() != "sqlite" or path.startswith(("file:", ":memory:"))):
+        return None
+    return None if os.path.exists(path) else path
