@@ -18,15 +18,15 @@ DEFAULT_TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class CompletionRequest:
-    """What an LLM is asked.
+    """One request to an LLM.
 
     Attributes:
         prompt: The whole prompt, sent as one user message.
         schema: JSON schema that the reply shall follow; a hint, never a guarantee.
         seed: Non-negative 31-bit sampling seed.
-        trial_number: The trial for which it is asked.
-        proposal_index: How many trials of the study asked before.
-        attempt: How often this trial asked before, because a reply could not be used.
+        trial_number: The trial that it is for.
+        proposal_index: How many trials of the study made requests before.
+        attempt: How many replies to this trial could not be used.
         timeout: Seconds after which the provider must have answered or given up.
         max_tokens: Tokens that a reply needs at most; a provider's own limit may be lower.
     """
@@ -48,10 +48,8 @@ class Completion:
     Attributes:
         text: The reply, as it came.
         model: The model that wrote it.
-        problem: Why the reply cannot be whole, as the server tells it (it was cut, it broke off,
-            …); empty if nothing is known against it.
-        details: JSON-able facts for the record: digest, options, ``prompt_tokens``,
-            ``reply_tokens``, …
+        problem: Why the server says that the reply is not whole; empty if it does not.
+        details: JSON-able facts for the record: digest, options, ``prompt_tokens``, …
     """
 
     text: str
@@ -66,21 +64,18 @@ class Provider(Protocol):
     @property
     def name(self) -> str:
         """The kind of provider and the model, as in ``ollama:gemma3:4b``."""
-        ...
 
     @property
     def max_prompt_tokens(self) -> int | None:
         """Tokens of its own tokenizer that a prompt may have; None for no limit."""
-        ...
 
     def complete(self, request: CompletionRequest) -> Completion:
         """Asks once, without retries, and comes back within ``request.timeout`` seconds.
 
         Raises:
-            ProviderError: For everything that leaves no reply to be read; ``transient`` if the
-                same request may succeed a little later.
+            ProviderError: If there is no reply; ``transient`` if the same request may succeed a
+                little later.
         """
-        ...
 
 
 class LimitedProvider:
@@ -136,10 +131,9 @@ class LimitedProvider:
 def estimated_tokens(text: str) -> int:
     """Tokens of a text in an LLM's vocabulary, rather too many than too few.
 
-    Four letters a token within an English word; a token for each digit and sign, as the newer
-    vocabularies have them, for each line feed, and for a blank before a digit; two for three
-    UTF-8 bytes of other scripts. Measured on the tokenizers of Gemma 3, Llama 3 and Qwen 3: a
-    ranking of prompts with their losses is where characters by three fall short.
+    Four letters a token within an English word; a token for each digit, sign and line feed, and
+    for a blank before a digit; two for three UTF-8 bytes of other scripts. Measured on the
+    tokenizers of Gemma 3, Llama 3 and Qwen 3.
     """
     words = sum(math.ceil(len(word) / 4) for word in re.findall("[A-Za-z]+", text))
     signs = len(re.findall(r"[!-@\[-`{-~\n]", text))

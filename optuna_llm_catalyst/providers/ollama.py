@@ -6,8 +6,6 @@ off, and may return the answer of a model that thinks among its thoughts. All th
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
 import difflib
@@ -23,7 +21,6 @@ from optuna_llm_catalyst.providers.base import Completion
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.providers.base import LimitedProvider
-from optuna_llm_catalyst.providers.ollama_client import Work
 from optuna_llm_catalyst.providers.servers import in_format
 from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
 from optuna_llm_catalyst.providers.servers import ReplyFormat
@@ -89,12 +86,11 @@ class OllamaProvider(LimitedProvider):
         self._sends_key = bool(named)
         self._think = think
         self._keep_alive = keep_alive
-        # Learnt from the server's answers, and learnt again if it is lost.
-        self._format = 0
+        self._format = 0  # Learnt from the server's answers.
 
     @property
     def host(self) -> str:
-        """The server's URL, without credentials."""
+        """The server's URL without credentials."""
         return self._server.host
 
     def complete(self, request: CompletionRequest) -> Completion:
@@ -110,30 +106,24 @@ class OllamaProvider(LimitedProvider):
             self._format,
             lambda form, seconds: self._chat(request.prompt, options, form, seconds),
         )
-        if response.done_reason in ("load", "unload"):
-            raise ProviderError(
-                f"{self._server.where} did not answer: it only {response.done_reason}ed "
-                f"{self.model!r}",
-                transient=True,
-            )
+        reason, message = response.done_reason, response.message
+        if reason in ("load", "unload"):
+            why = f"did not answer: it only {reason}ed {self.model!r}"
+            raise ProviderError(f"{self._server.where} {why}", transient=True)
         self._check_prompt(request.prompt, response.prompt_eval_count, facts["context_length"])
-        completion = self._completion(
-            response.message.content or "",
-            response.message.thinking or "",
-            response.done_reason,
-            limit,
-            {
-                **facts,
-                **told,
-                "options": options,
-                "done_reason": response.done_reason,
-                "prompt_tokens": response.prompt_eval_count,
-                "reply_tokens": response.eval_count,
-                "load_seconds": (response.load_duration or 0) / 1e9,
-            },
-        )
+        details = {
+            **facts,
+            **told,
+            "options": options,
+            "done_reason": reason,
+            "prompt_tokens": response.prompt_eval_count,
+            "reply_tokens": response.eval_count,
+            "load_seconds": (response.load_duration or 0) / 1e9,
+        }
+        text, thoughts = message.content or "", message.thinking or ""
+        completion = self._completion(text, thoughts, reason, limit, details)
         # A server that gives up half way answers with HTTP 200.
-        broke_off = not response.done and response.done_reason != "length"
+        broke_off = not response.done and reason != "length"
         problem = "it broke off" if broke_off else completion.problem
         return replace(completion, model=response.model or self.model, problem=problem)
 
@@ -162,7 +152,7 @@ class OllamaProvider(LimitedProvider):
 
         return self._run(version)
 
-    def _run(self, work: Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
+    def _run(self, work: ollama_client.Work[T], timeout: float = METADATA_TIMEOUT_S) -> T:
         try:
             return ollama_client.run(self._server, work, timeout, sends_key=self._sends_key)
         except ProviderError as error:
@@ -191,10 +181,6 @@ class OllamaProvider(LimitedProvider):
         responses: list[ollama.ChatResponse] = []
         facts: dict[str, Any] = {"digest": None, "context_length": None}
 
-        async def learn(name: str, fact: Coroutine[Any, Any, Any]) -> None:
-            with suppress(Exception):  # A reply without its facts is still a reply.
-                facts[name] = await asyncio.wait_for(fact, METADATA_TIMEOUT_S)
-
         async def work(client: ollama.AsyncClient) -> None:
             response = await client.chat(
                 self.model,
@@ -206,10 +192,7 @@ class OllamaProvider(LimitedProvider):
                 keep_alive=self._keep_alive,
             )
             responses.append(response)
-            await learn(
-                "context_length", ollama_client.context_of(client, self.model, self._num_ctx)
-            )
-            await learn("digest", ollama_client.digest_of(client, self.model))
+            await ollama_client.learn(client, self.model, self._num_ctx, facts)
 
         try:
             self._run(work, timeout)
@@ -221,9 +204,8 @@ class OllamaProvider(LimitedProvider):
     def _check_prompt(self, prompt: str, counted: int | None, allocated: int | None) -> None:
         """Raises if the server cut the prompt.
 
-        Of a prompt that does not fit servers keep the end: about half a context of it or, old
-        ones, a context less one. The context is what was really allocated: a model that was
-        trained for less gets less than was requested.
+        Of one that does not fit servers keep the end: about half a context of it or, old ones, a
+        context less one. A model that was trained for less gets less than was requested.
         """
         context = allocated or self._num_ctx
         read, sent = counted or 0, estimated_tokens(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import TypeVar
 from optuna_llm_catalyst.exceptions import ProviderError
 from optuna_llm_catalyst.providers.servers import check_key
 from optuna_llm_catalyst.providers.servers import is_http_url
+from optuna_llm_catalyst.providers.servers import METADATA_TIMEOUT_S
 from optuna_llm_catalyst.providers.servers import Server
 
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Work = Callable[["ollama.AsyncClient"], Coroutine[Any, Any, T]]
 _IMPORT = threading.Lock()
+_VARIABLES = {"OLLAMA_HOST", "OLLAMA_API_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 
 
 def server_of(host: str) -> Server:
@@ -53,18 +56,25 @@ async def digests(client: ollama.AsyncClient) -> dict[str, str]:
     return {model.model: model.digest or "" for model in listed if model.model}
 
 
-async def digest_of(client: ollama.AsyncClient, model: str) -> str | None:
-    """The digest of a model; None if the server does not list it."""
-    return {_listed(m): d for m, d in (await digests(client)).items()}.get(_listed(model))
+async def learn(
+    client: ollama.AsyncClient, model: str, num_ctx: int, facts: dict[str, Any]
+) -> None:
+    """Adds a model's digest and context to ``facts``, as far as the server tells them."""
 
+    async def context_length() -> int | None:
+        """What the server gave it; if it has unloaded it, what it would give."""
+        loaded = {_listed(m.model or ""): m.context_length for m in (await client.ps()).models}
+        if allocated := loaded.get(_listed(model)):
+            return allocated
+        trained = await trained_context_of(client, model)
+        return trained and min(trained, num_ctx)
 
-async def context_of(client: ollama.AsyncClient, model: str, num_ctx: int) -> int | None:
-    """The context that the server gave a model; if it has unloaded it, what it would give."""
-    loaded = {_listed(m.model or ""): m.context_length for m in (await client.ps()).models}
-    if allocated := loaded.get(_listed(model)):
-        return allocated
-    trained = await trained_context_of(client, model)
-    return trained and min(trained, num_ctx)
+    async def digest() -> str | None:
+        return {_listed(m): d for m, d in (await digests(client)).items()}.get(_listed(model))
+
+    for name, fact in (("context_length", context_length), ("digest", digest)):
+        with suppress(Exception):  # A reply without its facts is still a reply.
+            facts[name] = await asyncio.wait_for(fact(), METADATA_TIMEOUT_S)
 
 
 async def trained_context_of(client: ollama.AsyncClient, model: str) -> int | None:
@@ -108,11 +118,11 @@ def _check_url(server: Server) -> None:
 
 def _client(server: Server) -> ollama.AsyncClient:
     with _IMPORT:
-        # The package's import makes a client of its own, with these variables.
-        names = {"OLLAMA_HOST", "OLLAMA_API_KEY", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-        names |= {name for name in os.environ if name.upper().endswith("_PROXY")}
-        is_new = "ollama" not in sys.modules
-        hidden = {name: os.environ.pop(name) for name in names & set(os.environ) if is_new}
+        hidden = {}
+        if "ollama" not in sys.modules:  # Its import makes a client, with these variables.
+            names = {name for name in os.environ if name.upper().endswith("_PROXY")}
+            names |= os.environ.keys() & _VARIABLES
+            hidden = {name: os.environ.pop(name) for name in names}
         try:
             import ollama
         finally:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     import openai
 
 T = TypeVar("T")
-#: The client insists on a key. It is not sent.
-_NO_KEY = "none"
 
 
 @dataclass(frozen=True)
@@ -75,24 +73,19 @@ class _Models:
 class OpenAICompatibleProvider(LimitedProvider):
     """Completions of one model of a server with the routes of OpenAI's API.
 
-    None of the environment's ``OPENAI_…`` variables is used or sent: whoever set them did not
-    mean this server.
+    The environment's ``OPENAI_…`` variables are meant for others: none is used or sent.
 
     Args:
-        model: Name of the model, as the server lists it at ``{base_url}/models``. Where it is
-            empty, the server must have exactly one, which :meth:`check` or the first request
-            finds.
+        model: Name of the model, as the server lists it at ``{base_url}/models``; empty for the
+            only one of the server, which :meth:`check` or the first request finds.
         base_url: URL of the server up to the version, as in ``http://127.0.0.1:8000/v1``.
         api_key: Goes to that server only. It is part of the provider's pickles.
-        num_ctx: The context length in tokens that the server was started with; it cannot be told
-            another.
+        num_ctx: The context length in tokens that the server was started with.
         num_predict: Most tokens of a reply, sent as ``max_tokens``.
         temperature: Sampling temperature.
 
     Attributes:
-        model: The name of the model.
-        note: What :meth:`check` decided about the model, in a sentence; empty if it is the one
-            that was named.
+        note: Which model :meth:`check` took instead, in a sentence; empty if it took none.
     """
 
     _kind = "openai"
@@ -117,12 +110,11 @@ class OpenAICompatibleProvider(LimitedProvider):
                 f"`http://127.0.0.1:8000/v1`, got {self._server.host!r}."
             )
         self.note = ""
-        # Learnt from the server's answers, and learnt again if it is lost.
-        self._format = 0
+        self._format = 0  # Learnt from the server's answers.
 
     @property
     def base_url(self) -> str:
-        """The server's URL, without credentials."""
+        """The server's URL without credentials."""
         return self._server.host
 
     def complete(self, request: CompletionRequest) -> Completion:
@@ -149,25 +141,20 @@ class OpenAICompatibleProvider(LimitedProvider):
         )
         if not answer.choices:
             raise ProviderError(f"{self._server.where} gave no usable answer: no choices")
-        choice = answer.choices[0]
+        reason, message = answer.choices[0].finish_reason, answer.choices[0].message
         usage = _known(answer.usage, dict) or {}
-        fingerprint = _known(answer.system_fingerprint, str)
-        message = choice.message
+        details: dict[str, Any] = {
+            "options": options,
+            "finish_reason": reason or None,
+            "prompt_tokens": _known(usage.get("prompt_tokens"), int),
+            "reply_tokens": _known(usage.get("completion_tokens"), int),
+            **told,
+        }
+        if fingerprint := _known(answer.system_fingerprint, str):
+            details["system_fingerprint"] = fingerprint
         thoughts = [_known(t, str) or "" for t in (message.reasoning_content, message.reasoning)]
-        completion = self._completion(
-            message.content or "",
-            next(filter(str.strip, thoughts), ""),
-            choice.finish_reason,
-            limit,
-            {
-                "options": options,
-                "finish_reason": choice.finish_reason or None,
-                "prompt_tokens": _known(usage.get("prompt_tokens"), int),
-                "reply_tokens": _known(usage.get("completion_tokens"), int),
-                **({"system_fingerprint": fingerprint} if fingerprint else {}),
-                **told,
-            },
-        )
+        thought = next(filter(str.strip, thoughts), "")
+        completion = self._completion(message.content or "", thought, reason, limit, details)
         return replace(completion, model=_known(answer.model, str) or self.model)
 
     def models(self) -> list[str]:
@@ -178,18 +165,21 @@ class OpenAICompatibleProvider(LimitedProvider):
         return [model.id for model in listed.data]
 
     def check(self) -> None:
-        """Raises a ``ProviderError`` if the server lacks the model; takes its only one instead."""
+        """Checks that the server has the model; takes its only one for another name.
+
+        Raises:
+            ProviderError: If it does not answer, or has neither.
+        """
         names = self.models()
-        if self.model in names:
-            return
-        if len(names) == 1:
-            wanted = f"has no model {self.model!r}" if self.model else "has one model"
+        lacks = f"has no model {self.model!r}"
+        if len(names) == 1 and self.model not in names:
+            wanted = lacks if self.model else "has one model"
             self.note = f"{self._server.where} {wanted}: {names[0]!r} is used, its only one"
             self.model = names[0]
-            return
-        served = ", ".join(map(repr, names[:10])) or "none at all"
-        fault = f"has no model {self.model!r}" if self.model else "needs the name of a model"
-        raise ProviderError(f"{self._server.where} {fault}; its models: {served}")
+        if self.model not in names:
+            fault = lacks if self.model else "needs the name of a model"
+            served = ", ".join(map(repr, names[:10])) or "none at all"
+            raise ProviderError(f"{self._server.where} {fault}; its models: {served}")
 
     def _exchange(
         self, send: Callable[[openai.AsyncOpenAI], Awaitable[Any]], kind: type[T], timeout: float
@@ -207,16 +197,15 @@ class OpenAICompatibleProvider(LimitedProvider):
             return decode(kind, json.loads(body))
         except (RecursionError, ValueError) as error:
             start = " ".join(body[:800].decode(errors="replace").split())[:200]
-            raise ProviderError(
-                f"{self._server.where} gave no usable answer: {first_line(error)}, in {start!r}"
-            ) from error
+            fault = f"gave no usable answer: {first_line(error)}, in {start!r}"
+            raise ProviderError(f"{self._server.where} {fault}") from error
 
     def _client(self) -> openai.AsyncOpenAI:
         import openai
 
         url = urlsplit(self._server.url)
         return openai.AsyncOpenAI(
-            api_key=self._server.key or _NO_KEY,
+            api_key=self._server.key or "none",  # It insists on one, which is not sent.
             base_url=url._replace(netloc=url.netloc.rpartition("@")[2]).geturl(),
             max_retries=0,
             http_client=openai.DefaultAsyncHttpxClient(**self._server.client_options()),

@@ -33,15 +33,14 @@ class _Row:
 class ReplayProvider:
     """Answers with recorded replies, and fails where the recorded LLM failed.
 
-    Which reply a trial gets follows from the study alone, so that a study that was interrupted
-    goes on with the right one.
+    Which reply a trial gets follows from the study alone: one that was interrupted goes on with
+    the right one.
 
     Args:
-        replies:
-            A list of replies, one for each trial with a request, in their order; or the path of a
-            JSONL file of rows ``{"reply": ...}``, taken in order, or
-            ``{"trial": 4, "attempt": 0, "reply": ...}`` for that attempt of that trial, as
-            ``export --replies`` writes them. ``{"error": ...}`` in place of the reply fails.
+        replies: A list of replies, one for each trial with a request, in their order; or the path
+            of a JSONL file of rows ``{"reply": ...}``, taken in order, or
+            ``{"trial": 4, "attempt": 0, "reply": ...}``, as ``export --replies`` writes them.
+            ``{"error": ...}`` in place of the reply fails.
     """
 
     def __init__(self, replies: Sequence[str] | str | Path) -> None:

@@ -20,14 +20,8 @@ def complete(
 ) -> tuple[Completion, int]:
     """Makes a request until there is a completion, an error that stays, or no time left.
 
-    Args:
-        provider: The LLM.
-        request: Its ``timeout`` is for all tries and pauses together.
-        max_tries: How often it is made at most.
-        backoff: Seconds before the second try; doubled before each further one, with jitter.
-
-    Returns:
-        The completion, and how many tries it took. Instead, the last ``ProviderError`` is raised.
+    The request's ``timeout`` is for all tries and pauses together; the first pause has ``backoff``
+    seconds. Returns the completion and the number of tries, or raises the last ``ProviderError``.
     """
     deadline = time.monotonic() + request.timeout
     retrying = tenacity.Retrying(

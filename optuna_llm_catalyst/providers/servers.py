@@ -37,7 +37,7 @@ C = TypeVar("C")
 T = TypeVar("T")
 #: The longest body that is read, in bytes.
 MAX_BODY = 4 * 2**20
-CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 #: For requests that need no model.
 METADATA_TIMEOUT_S = 10.0
 #: HTTP statuses after which the same request may succeed a little later.
@@ -79,7 +79,6 @@ class Server:
 
     @property
     def where(self) -> str:
-        """The server in a sentence."""
         return f"the {self.kind} at {self.host}"
 
     def exchange(
@@ -88,11 +87,7 @@ class Server:
         work: Callable[[C], Coroutine[Any, Any, T]],
         timeout: float,
     ) -> T:
-        """Does some work with the client of ``connect``, within so many seconds.
-
-        Raises:
-            ProviderError: For whatever goes wrong; ``transient`` if it may go right again.
-        """
+        """Works with a client within so many seconds; a ProviderError tells what went wrong."""
         try:
             connected = connect()
         except ModuleNotFoundError as error:
@@ -126,7 +121,7 @@ class Server:
         """Arguments that close the traps of an ``httpx`` client; httpx2 takes the same."""
         return {
             # Of each read; the deadline is for all of them.
-            "timeout": (CONNECT_TIMEOUT_S, None, None, None),
+            "timeout": (_CONNECT_TIMEOUT_S, None, None, None),
             # A proxy would take requests to this machine elsewhere.
             "trust_env": not is_loopback(self.url),
             "follow_redirects": False,
@@ -144,9 +139,8 @@ class Server:
         if self.key:
             request.headers["Authorization"] = f"Bearer {self.key}"
         elif url.username is not None:
-            pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
-            encoded = base64.b64encode(pair.encode()).decode()
-            request.headers["Authorization"] = f"Basic {encoded}"
+            pair = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
+            request.headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         return request
 
     async def _read(self, response: Any) -> None:
@@ -177,8 +171,8 @@ class Server:
         kinds = {kind.__name__ for e in chain for kind in type(e).__mro__}
         tls = next((e for e in chain if isinstance(e, ssl.SSLError)), None)
         if "ConnectTimeout" in kinds:
-            message = f"accepted no connection within {CONNECT_TIMEOUT_S:g} seconds"
-            return ProviderError(f"{self.where} {message}", transient=True)
+            late = f"accepted no connection within {_CONNECT_TIMEOUT_S:g} seconds"
+            return ProviderError(f"{self.where} {late}", transient=True)
         if tls and "ConnectError" in kinds:
             return ProviderError(
                 f"{self.where} cannot be reached: {first_line(tls)}; is `https` right, and does "
@@ -226,15 +220,10 @@ def check_key(name: str, key: str | None) -> None:
 def in_format(
     request: CompletionRequest, first: int, send: Callable[[ReplyFormat, float], T]
 ) -> tuple[T, Mapping[str, Any], int]:
-    """Makes a request in the strictest format that the server takes.
+    """Makes a request in the strictest format that the server takes, from the ``first`` on.
 
-    Args:
-        request: The request.
-        first: The format to begin with: 0, or the number that the last request returned.
-        send: Makes it in a format, within so many seconds.
-
-    Returns:
-        What ``send`` returned, what the completion's details tell of the format, and its number.
+    ``send`` makes it in a format, within so many seconds. Returns what ``send`` did, the format's
+    details, and its number, from which the next request goes on.
     """
     deadline = time.monotonic() + request.timeout
     schema, plain = dict(request.schema), _without_patterns(request.schema)
@@ -269,10 +258,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def message_of(text: str) -> str:
-    """The message of an error's body, which servers put under any of these keys.
-
-    Some put JSON into the text of the message; some send a page.
-    """
+    """The message of an error's body: some put JSON into its text, some send a page."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

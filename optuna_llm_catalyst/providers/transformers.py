@@ -58,7 +58,7 @@ class TransformersProvider(LimitedProvider):
     the time for them counts.
 
     Args:
-        model: A folder, or a name at the Hugging Face hub. It must be a chat (instruct) model.
+        model: A chat (instruct) model: a folder, or a name at the Hugging Face hub.
         device: A torch device; ``"auto"`` takes the GPU if there is one.
         dtype: Name of a torch dtype; ``"auto"`` takes the one that the weights are stored in.
         num_ctx: Most tokens of prompt and reply together; fewer if the model was made for fewer.
@@ -128,10 +128,9 @@ class TransformersProvider(LimitedProvider):
         chat = self._loaded
         load_seconds = round(time.monotonic() - started, 3)
         prompt = _encode(chat, request.prompt)
-        n_prompt = prompt.shape[1]
-        self._check_length(n_prompt)
+        self._check_length(prompt.shape[1])
         limit = self._limit(request)
-        temperature, seed = self._temperature, request.seed
+        seed, temperature = request.seed, self._temperature
         options = {"num_ctx": self._num_ctx, "num_predict": limit, "temperature": temperature}
         if temperature:
             options |= {"top_k": _TOP_K, "top_p": _TOP_P, "seed": seed}
@@ -146,7 +145,7 @@ class TransformersProvider(LimitedProvider):
             "options": options,
             "device": str(chat.model.device),
             "dtype": str(chat.model.dtype).removeprefix("torch."),
-            "prompt_tokens": n_prompt,
+            "prompt_tokens": prompt.shape[1],
             "reply_tokens": len(reply),
             "load_seconds": load_seconds,
         }
@@ -155,14 +154,13 @@ class TransformersProvider(LimitedProvider):
 
     def _load(self) -> _ChatModel:
         import torch
-        from transformers import AutoModelForCausalLM
-        from transformers import AutoTokenizer
+        import transformers
 
         gpus = {"cuda": torch.cuda, "mps": torch.backends.mps}
         best = next((name for name, gpu in gpus.items() if gpu.is_available()), "cpu")
         with self._mapped_load_errors():
-            tokenizer = AutoTokenizer.from_pretrained(self.model, **self._source)
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.model, **self._source)
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 self.model, dtype=self._dtype, **self._source
             )
             model.to(best if self._device == "auto" else self._device)
@@ -188,8 +186,8 @@ class TransformersProvider(LimitedProvider):
         return min(self._num_ctx, n_positions or self._num_ctx)
 
     def _late(self, request: CompletionRequest, why: str) -> ProviderError:
-        within = f"did not finish within {request.timeout:.3g} seconds"
-        return ProviderError(f"{self.name} {within}: {why}")
+        late = f"did not finish within {request.timeout:.3g} seconds"
+        return ProviderError(f"{self.name} {late}: {why}")
 
     @contextmanager
     def _mapped_errors(self) -> Iterator[None]:
@@ -255,9 +253,7 @@ def _write(
 ) -> list[int]:
     """The ids of a reply, special tokens among them; what there is of it when the time is up."""
     import torch
-    from transformers import GenerationConfig
-    from transformers import LogitsProcessorList
-    from transformers import StoppingCriteriaList
+    import transformers
 
     if _is_late(deadline):
         return []
@@ -265,15 +261,15 @@ def _write(
     output = chat.model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
-        generation_config=GenerationConfig(
+        generation_config=transformers.GenerationConfig(
             max_new_tokens=limit,
             do_sample=False,
             num_beams=1,
             eos_token_id=end_ids or None,
-            pad_token_id=next(iter(end_ids), None),  # Asked for, unused.
+            pad_token_id=next(iter(end_ids), None),  # One reply needs none, but it warns.
         ),
-        logits_processor=LogitsProcessorList(processors),
-        stopping_criteria=StoppingCriteriaList(
+        logits_processor=transformers.LogitsProcessorList(processors),
+        stopping_criteria=transformers.StoppingCriteriaList(
             [lambda ids, *_, **__: torch.full((1,), _is_late(deadline), device=ids.device)]
         ),
     )
@@ -281,21 +277,17 @@ def _write(
     return reply
 
 
-def _sampling(
-    seed: int, temperature: float
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def _sampling(seed: int, temperature: float) -> Callable[..., torch.Tensor]:
     """A processor of logits that draws a token and rules all others out."""
     import torch
-    from transformers import TemperatureLogitsWarper
-    from transformers import TopKLogitsWarper
-    from transformers import TopPLogitsWarper
+    import transformers
 
     # On the CPU: the same seed is the same numbers on every device.
     generator = torch.Generator().manual_seed(seed)
     warpers = (
-        TemperatureLogitsWarper(float(temperature)),
-        TopKLogitsWarper(_TOP_K),
-        TopPLogitsWarper(_TOP_P),
+        transformers.TemperatureLogitsWarper(float(temperature)),
+        transformers.TopKLogitsWarper(_TOP_K),
+        transformers.TopPLogitsWarper(_TOP_P),
     )
 
     def draw(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
