@@ -70,11 +70,12 @@ def test_every_word_is_nearest_to_itself(encoder: str, metric: Metric) -> None:
 
 
 @each_metric
-def test_every_word_of_minilm_is_nearest_to_itself(minilm: Pretrained, metric: Metric) -> None:
+def test_words_of_minilm_are_nearest_to_themselves(minilm: Pretrained, metric: Metric) -> None:
+    """Every eighth word, among all of them."""
     table = real_table(minilm)
     assert len(table.words) > 15_000
-    found = [row for rows in table.embeddings.split(1024) for row in nearest(rows, table, metric)]
-    assert found == list(range(len(table.words)))
+    rows = list(range(0, len(table.words), 8))
+    assert nearest(table.embeddings[rows], table, metric) == rows
 
 
 @each_metric
