@@ -12,10 +12,12 @@ import traceback
 from typing import Annotated
 from typing import Any
 from typing import get_type_hints
+import warnings
 
 import optuna
 import typer
 
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.exceptions import CatalystError
@@ -32,9 +34,13 @@ app = typer.Typer(
 
 def run() -> int:
     """Runs the command line and returns the exit code."""
-    # What matters of Optuna's warnings the commands say themselves, without tracebacks.
+    # What matters of Optuna's warnings the commands say themselves, without tracebacks; of the
+    # package's own log only the records that cannot be read are said nowhere else.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with output.guarded():
+    optuna.logging.get_logger(f"optuna.{records.__name__}").setLevel(optuna.logging.WARNING)
+    with output.guarded(), warnings.catch_warnings():
+        # An enqueued prompt with a wrong token id is an error of ours, in one line.
+        warnings.filterwarnings("ignore", message="Fixed parameter")
         try:
             code: int = app(sys.argv[1:] or ["--help"], standalone_mode=False)
             sys.stdout.flush()
@@ -64,6 +70,8 @@ def _add(name: str, kind: type[Any]) -> None:
 
     def call(**values: Any) -> int:
         output.hide(values.get("llm_api_key"))
+        for value in filter(None, values.values()):
+            output.hide_credentials(str(value))
         _check_texts(values)
         try:
             # Here, as some of the modules import torch.
@@ -90,7 +98,9 @@ def _check_texts(values: dict[str, Any]) -> None:
             "".join(value if isinstance(value, str | list) else ()).encode()
         except UnicodeEncodeError as error:
             option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
-            raise output.UserError(f"{option} must be UTF-8 text, got {value!r}.") from error
+            raise output.UserError(
+                f"{option} must be UTF-8 text, its character {error.start + 1} is none."
+            ) from error
 
 
 _add("tune", options.TuneOptions)

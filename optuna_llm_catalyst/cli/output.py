@@ -14,13 +14,18 @@ from contextlib import redirect_stderr
 from contextlib import redirect_stdout
 import errno
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import sys
 from typing import Any
 from typing import TextIO
+from urllib.parse import quote
+from urllib.parse import unquote
 
+import optuna
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -29,16 +34,28 @@ from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.schema import encode
 
 
-#: A shorter text is masked in no output: it would hide half of every line.
+#: Shorter secrets are not masked: too many lines would hold them by chance. A variable of the
+#: environment may be named like a secret and be none, so it must be longer.
 _MIN_SECRET = 4
+_MIN_VARIABLE = 8
 _USERINFO = re.compile(r"""(\w://)[^\s/@"']*(?::[^\s@"']*)?@""")
-_QUERY = re.compile(
-    r"""([?&][\w.-]*(?:password|passwd|secret|token|key)[\w.-]*=)[^&\s"']+""", re.IGNORECASE
-)
+_SECRET_PARAMETER = r"([?&][\w.-]*(?:password|passwd|secret|token|key)[\w.-]*=)"
+_QUERY = re.compile(rf"""{_SECRET_PARAMETER}[^&\s"']+""", re.IGNORECASE)
+_QUERY_VALUE = re.compile(rf"{_SECRET_PARAMETER}([^&]+)", re.IGNORECASE)
+#: The credentials of a URL as an option gives them, up to the last at sign.
+_CREDENTIALS = re.compile(r"[\w+.-]+://(?!/)((?:[^:]*:)?(.*))@", re.DOTALL)
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)$", re.IGNORECASE)
 #: For streams that are not UTF-8; one character each, so that tables stay aligned.
 _PLAIN = str.maketrans("→–…�", ">-.?")
 _secrets: set[str] = set()
+#: The ways in which a message or a line for a shell may write a secret.
+_QUOTED: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda text: quote(text, safe="", errors="surrogateescape"),
+    lambda text: repr(text)[1:-1],
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: shlex.quote(f"{text} ")[1:-2],
+)
 
 
 class UserError(CatalystError):
@@ -46,8 +63,18 @@ class UserError(CatalystError):
 
 
 def hide(*texts: str | None) -> None:
-    """Masks these texts in all that is printed until the command ends."""
-    _secrets.update(text for text in texts if text and len(text) >= _MIN_SECRET)
+    """Masks these texts, plain or quoted, in all that is printed until the command ends."""
+    for text in texts:
+        if text and len(text) >= _MIN_SECRET:
+            plain = {text, unquote(text)}
+            _secrets.update(form(each) for each in plain for form in _QUOTED)
+
+
+def hide_credentials(url: str) -> None:
+    """Masks the user and the password of a URL, if it has any."""
+    if found := _CREDENTIALS.match(url):
+        hide(*found.groups())
+    hide(*(value for _, value in _QUERY_VALUE.findall(url)))
 
 
 def mask(text: str) -> str:
@@ -58,8 +85,11 @@ def mask(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey: an LLM or a server may have written it."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+    """The text without secrets and without what a terminal would obey.
+
+    An LLM or a server may have written it. Secrets go first: a table would cut them in pieces.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in mask(text))
 
 
 def say(line: str) -> None:
@@ -71,13 +101,22 @@ def report(document: Any, parts: Iterable[str | Table], *, as_json: bool) -> Non
     """Prints the report to stdout: one JSON document, or lines and tables."""
     if as_json:
         # Numbers that JSON does not know become null.
-        print(json.dumps(encode(document), allow_nan=False))
+        print(json.dumps(_masked(encode(document)), allow_nan=False))
         return
     for part in parts:
         if isinstance(part, str):
             print(printable(part))
         else:
             Console(highlight=False, width=width()).print(part)
+
+
+def _masked(value: Any) -> Any:
+    """A JSON value without secrets in its texts: in a document they are written in another way."""
+    if isinstance(value, dict):
+        return {key: _masked(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(item) for item in value]
+    return mask(value) if isinstance(value, str) else value
 
 
 def cell(text: str) -> Text:
@@ -94,18 +133,45 @@ def width() -> int:
 def guarded() -> Iterator[None]:
     """Within it stdout and stderr mask secrets and survive what they cannot encode or write."""
     _secrets.clear()
-    hide(*(value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)))
-    hide(os.environ.get("OLLAMA_HOST", "").rpartition("@")[0].rpartition("//")[2])
+    hide(*(v for k, v in os.environ.items() if _SECRET_VARIABLE.search(k) and _is_secret(v)))
+    host = os.environ.get("OLLAMA_HOST", "")
+    hide_credentials(host if "://" in host else f"http://{host}")
     out, err = _Guarded(sys.stdout, is_report=True), _Guarded(sys.stderr, is_report=False)
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), _log_to_stderr():
         yield
+
+
+def _is_secret(value: str) -> bool:
+    """Whether a variable may be a secret: a number or a switch is none."""
+    try:
+        float(value)
+    except ValueError:
+        return len(value) >= _MIN_VARIABLE
+    return False
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """Within it Optuna's log goes through :func:`say`; its own handler keeps an older stream."""
+    handler, logger = _Say(), logging.getLogger("optuna")
+    optuna.logging.disable_default_handler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        optuna.logging.enable_default_handler()
+
+
+class _Say(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 class _Guarded:
     """A text stream that masks secrets; all else it leaves to the stream behind it.
 
-    What cannot be written of a report is an error. Messages may be lost: a stage is worth more
-    than the line that speaks of it.
+    What cannot be written of a report is an error; a lost message must not stop a stage.
     """
 
     def __init__(self, stream: TextIO, *, is_report: bool) -> None:

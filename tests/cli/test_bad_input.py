@@ -7,16 +7,19 @@ from contextlib import closing
 import json
 import os
 from pathlib import Path
+import shlex
 import shutil
 import sqlite3
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 import pytest
+from rich.table import Table
 import torch
 from transformers import AutoModel
 
@@ -111,6 +114,10 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
         *(_nothing, ("show", "postgresql://joe:hunter2@host/x")),
         "unexpected extra argument",
     ),
+    "bytes in a key": (
+        *(_nothing, (*TUNE, "--llm", "openai:x", "--llm-api-key", "hunter2\udcff99")),
+        "--llm-api-key must be UTF-8 text",
+    ),
     "4 password of a storage": (
         *(_nothing, ("show", "--storage", "postgresql://joe:hunter2@127.0.0.1:9/x")),
         "storage 'postgresql://***@127.0.0.1:9/x'",
@@ -150,6 +157,7 @@ MASKED = {
     "https://h/v1?api_key=hunter2&x=1": "https://h/v1?api_key=***&x=1",
     "key sk-hunter2, not xsk-hunter2": "key ***, not xsk-hunter2",
 }
+SECRETS = ("joe's hunter2", 'a"hunter2', "hünter2", "back\\slash hunter2", "per%cent@hunter2")
 
 
 @pytest.mark.parametrize(("text", "masked"), MASKED.items())
@@ -159,11 +167,43 @@ def test_secrets_are_masked(text: str, masked: str, monkeypatch: pytest.MonkeyPa
         assert output.mask(text) == masked
 
 
+@pytest.mark.parametrize("secret", SECRETS)
+def test_quoted_secrets_are_masked(
+    secret: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In lines for a shell, JSON, errors, URLs, Optuna's log and narrow tables."""
+    monkeypatch.setenv("COLUMNS", "20")
+    table = Table("found")
+    with output.guarded():
+        output.hide_credentials(f"postgresql://joe:{secret}@host/x")
+        url = f"postgresql://joe:{secret}@host/x"
+        table.add_row(output.cell(f"see {url}"))
+        output.say(f"{shlex.join(['run', url])} {url!r} {json.dumps(url)} {quote(secret)}")
+        output.say(repr(ValueError(secret)))
+        optuna.logging.get_logger("optuna.x").error(f"lost {url}")
+        output.report({"storage": url, "n": [secret]}, [], as_json=True)
+        output.report(None, [url, table], as_json=False)
+    printed = "".join(capfd.readouterr())
+
+    assert "nter2" not in printed and "***" in printed
+
+
+@pytest.mark.parametrize("value", ["true", "null", "1000", "12345678", "complete"])
+def test_ordinary_words_are_no_secrets(
+    value: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USE_TOKEN", value)
+    with output.guarded():
+        output.report({"a": True, "b": None, "c": 1000, "d": 12345678}, [], as_json=True)
+
+    assert json.loads(capfd.readouterr().out) == {"a": True, "b": None, "c": 1000, "d": 12345678}
+
+
 def test_secret_in_the_report(tune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 4: neither "Next:" nor --json shows it."""
-    monkeypatch.setenv("MY_TOKEN", "hunter2")
+    monkeypatch.setenv("MY_TOKEN", "hunter22")
     for args in ((), ("--json",)):
-        result = tune("--storage", "sqlite:///hunter2.db", "--stages", 1, *args)
+        result = tune("--storage", "sqlite:///hunter22.db", "--stages", 1, *args)
         assert result.code == 0
         assert "sqlite:///***.db" in result.out and "hunter2" not in result.out + result.err
 
@@ -361,10 +401,9 @@ def test_junk_that_was_enqueued(tune: Cli) -> None:
     tune("--stages", 1)
     study = optuna.load_study(study_name=NAME, storage=STORAGE)
     study.enqueue_trial({f"prompt[{i}]": 10**6 for i in range(3)})
-    with pytest.warns(UserWarning, match="out of range"):
-        result = tune("--stages", 1)
+    result = tune("--stages", 1)
 
-    assert result.code == 2
+    assert result.code == 2 and "Fixed parameter" not in result.err
     assert "error: this stage is lost" in result.err and "no token id" in result.err
     assert tune("--stages", 1).code == 0
 
@@ -456,7 +495,7 @@ ODD = {
 
 
 def test_odd_records_are_passed_over(tune: Cli, cli: Cli) -> None:
-    """Row 11: a record that cannot be read counts as absent."""
+    """Row 11: a record that cannot be read counts as absent, and is named once."""
     tune("--stages", 1)
     prompt = optuna.load_study(study_name=NAME, storage=STORAGE).trials[0].user_attrs["prompt"]
     for case, chunk in ODD.items():
@@ -467,10 +506,16 @@ def test_odd_records_are_passed_over(tune: Cli, cli: Cli) -> None:
                 (json.dumps(chunk),),
             )
             connection.commit()
+        errors = []
         for args in (("show", "--trial", 0), ("show", "--trial", 0, "--json"), ("show",)):
             shown = cli(*args)
+            errors.append(shown.err)
             assert shown.code == 0 and prompt in shown.out, (case, shown.err)
-        assert tune("--stages", 0).code == 0, case
+        result = tune("--stages", 1, "--n-startup-trials", 1)
+        assert result.code == 0, case
+        for err in (*errors, result.err):
+            assert max(map(err.count, err.splitlines()), default=0) <= 1, (case, err)
+        assert "of trial 0 cannot be read and counts as absent" in errors[0], case
 
 
 def test_remote_code_is_not_run(tune: Cli, tiny_model: Path, tmp_path: Path) -> None:
