@@ -389,7 +389,6 @@ def test_a_stage_may_be_a_module(stage_class: type[ModuleStage], store: Store) -
     }
 
 
-@each_model
 class TwiceStage(GradientStage):
     """A stage that looks twice at each of its steps, the second time at something worse."""
 
@@ -413,6 +412,7 @@ def test_a_stage_may_observe_a_step_twice(store: Store) -> None:
     assert values[GradientStage] == values[TwiceStage]
 
 
+@each_model
 def test_a_stage_that_observes_nothing_shows_its_best(model_name: str, store: Store) -> None:
     study = optuna.create_study()
     study.optimize(make_objective(model_name, store=store, stage=SilentStage(5)), n_trials=1)
