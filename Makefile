@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAGES ?= 10
+# The tests run in several processes: one thread for each is enough.
+export OMP_NUM_THREADS ?= 1
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 .PHONY: demo test test-plain lint clean
 
@@ -11,14 +14,13 @@ demo: .venv/.demo
 		--stages $(STAGES) --steps 60 --artifacts demo.artifacts
 
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # The tests that calculate: what holds on one processor only, fails here.
 NUMERIC := tests/prompt_tuning tests/providers/test_transformers.py tests/providers/test_protocol.py
 
 test-plain: .venv/.dev
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-		$(BIN)/python -m pytest $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) $(NUMERIC)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 import math
+from pathlib import Path
 from typing import Any
 from typing import TYPE_CHECKING
 
@@ -141,7 +143,7 @@ class PromptTuningObjective:
             refinement = records.load(trial, "refinement", Refinement)
             if refinement is not None and isinstance(trial, Trial):
                 stage = stage.with_budget(refinement.budget)
-                start = self._placed(self._load(trial.study, refinement.refined_from))
+                start = self._placed(self.trained(trial.study, refinement.refined_from))
             else:
                 start = self._model.start([prompt.token_ids], self._train, self._kind)
             stage_records.record_stage(trial, stage, self._model)
@@ -186,7 +188,7 @@ class PromptTuningObjective:
             CheckpointError: If the best stage's prompt cannot be loaded.
         """
         best = checkpoints.best_trial(study)
-        self._placed(self._load(study, best.number))  # Before there is a trial to fail.
+        self._placed(self.trained(study, best.number))  # Before there is a trial to fail.
         trial = records.start_trial(
             study,
             best.params,
@@ -212,6 +214,30 @@ class PromptTuningObjective:
         """
         checkpoints.check_writable(self.artifact_store)
 
+    def trained(self, study: optuna.Study, number: int) -> TrainedPrompt:
+        """The trained prompt of a stage, from memory if it could not be stored.
+
+        Raises:
+            CheckpointError: If neither memory nor the artifact store has it.
+        """
+        if number in self.unsaved:
+            return self.unsaved[number]
+        return checkpoints.load_soft_prompt(
+            study, trial_number=number, artifact_store=self.artifact_store
+        )
+
+    def save_unsaved(self, folder: str | Path) -> list[Path]:
+        """Writes the prompts that could not be stored to files of a folder, and returns these.
+
+        Raises:
+            CheckpointError: If they cannot be written there, either.
+        """
+        paths = []
+        for number, trained in self.unsaved.items():
+            paths.append(Path(folder) / f"soft_prompt_of_stage_{number}.safetensors")
+            checkpoints.write(trained, paths[-1])
+        return paths
+
     @property
     def stage_settings(self) -> dict[str, Any]:
         """What makes the values of two stages comparable; empty if each trial has its own."""
@@ -227,14 +253,16 @@ class PromptTuningObjective:
     def _run(
         self, trial: BaseTrial, stage: Stage, prompt: RestartPrompt, start: Prompt, passes: Passes
     ) -> float:
-        points: list[TrajectoryPoint] = []
+        points: dict[int, TrajectoryPoint] = {}
         lowest = math.inf
 
         def observe(evaluation: Evaluation) -> bool:
             nonlocal lowest
-            points.append(projector.point(evaluation))
             lowest = min(lowest, evaluation.loss)  # What is not a number is never lower.
-            trial.report(lowest if math.isfinite(lowest) else math.nan, evaluation.step)
+            if evaluation.step not in points:
+                trial.report(lowest if math.isfinite(lowest) else math.nan, evaluation.step)
+            if evaluation.step not in points or evaluation.loss <= lowest:
+                points[evaluation.step] = projector.point(evaluation)
             if self._observe is not None:
                 self._observe(trial, evaluation)
             # An untrained prompt says nothing of where its stage will end.
@@ -248,9 +276,8 @@ class PromptTuningObjective:
             n_checked_swaps=self._n_checked_swaps,
         )
         result = stage.run(run)
-        if all(point.step != result.best.step for point in points):
-            points.append(projector.point(result.best))  # A stage need not show its best.
-        points.sort(key=lambda point: point.step)
+        if result.best.step not in points:  # A stage need not show its best.
+            points[result.best.step] = projector.point(result.best)
         self._record(trial, prompt, result, points, passes)
         if result.stopped:
             raise optuna.TrialPruned(f"at step {result.spent}")
@@ -261,15 +288,17 @@ class PromptTuningObjective:
         trial: BaseTrial,
         prompt: RestartPrompt,
         result: StageResult,
-        points: Sequence[TrajectoryPoint],
+        points: Mapping[int, TrajectoryPoint],
         passes: Passes,
     ) -> None:
         best = result.best
-        records.record_trajectory(trial, Trajectory(tuple(points)))
+        records.record_trajectory(
+            trial, Trajectory(tuple(points[step] for step in sorted(points)))
+        )
         if best.predictions is not None:
             records.record_mistakes(trial, self._mistakes(best.predictions.tolist()))
         attrs: dict[str, Any] = {
-            "tuned_prompt": next(point.text for point in points if point.step == best.step),
+            "tuned_prompt": points[best.step].text,
             "accuracy": best.accuracy,
             "stage_steps": result.spent,
             "forward_passes": passes.forward,
@@ -293,7 +322,7 @@ class PromptTuningObjective:
             checkpoints.save(trial, trained, self.artifact_store)
         except CheckpointError as error:
             self.unsaved[trial.number] = trained
-            _logger.error(f"{error}. It is kept in memory only (`objective.unsaved`).")
+            _logger.error(f"{error}. It is kept in memory only, until this process ends.")
 
     def _mistakes(self, predictions: Sequence[int]) -> Mistakes:
         names, examples = self.task.labels, self.task.validation
@@ -302,13 +331,6 @@ class PromptTuningObjective:
             [names[example.label] for example in examples],
             [names[index] for index in predictions],
             texts,
-        )
-
-    def _load(self, study: optuna.Study, number: int) -> TrainedPrompt:
-        if number in self.unsaved:
-            return self.unsaved[number]
-        return checkpoints.load_soft_prompt(
-            study, trial_number=number, artifact_store=self.artifact_store
         )
 
     def _placed(self, trained: TrainedPrompt) -> Prompt:

@@ -189,7 +189,7 @@ def _filled(layer: nn.Module, folder: Path, prefix: str) -> nn.Module:
     own = {name.removeprefix(prefix): value for name, value in weights.items()}
     try:
         layer.load_state_dict(own)
-    except RuntimeError as error:  # It takes many lines to say so.
+    except RuntimeError as error:  # Torch's own message is many lines long.
         shapes = ", ".join(f"{name} of {tuple(value.shape)}" for name, value in own.items())
         raise ValueError(f"its {layer} does not match its weights, {shapes}") from error
     return layer.float()

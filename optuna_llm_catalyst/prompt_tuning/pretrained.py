@@ -122,7 +122,7 @@ def load_pretrained(
     Raises:
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
     """
-    folder, source = _find(name)
+    folder, source = _find(name, trust_remote_code)
     with _loading(name):
         pooling = read_pooling(folder)
         pooling.layers.to(device)
@@ -132,11 +132,11 @@ def load_pretrained(
     return Pretrained(name, source, encoder.to(device), tokenizer, pooling)
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """Loads the tokenizer of an encoder alone; see :func:`load_pretrained`."""
-    folder, _ = _find(name)
+    folder, _ = _find(name, trust_remote_code)
     with _loading(name):
-        return _load_tokenizer(transformer_folder(folder), trust_remote_code=False)
+        return _load_tokenizer(transformer_folder(folder), trust_remote_code)
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -200,7 +200,7 @@ def _loading(name: str) -> Iterator[None]:
     logging.set_verbosity_error()
     try:
         yield
-    except Exception as error:  # Broken files raise whatever, bare Exceptions among it.
+    except Exception as error:  # Broken files raise whatever, plain `Exception`s included.
         reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "it brings code of its own. Read it, then allow it with `trust_remote_code`."
@@ -211,7 +211,7 @@ def _loading(name: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _find(name: str) -> tuple[Path, str]:
+def _find(name: str, trust_remote_code: bool) -> tuple[Path, str]:
     """The folder of a model, and in words where that was found."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -224,7 +224,7 @@ def _find(name: str) -> tuple[Path, str]:
             folder = snapshot_download(
                 name,
                 local_files_only=is_local,
-                allow_patterns=_FILES,
+                allow_patterns=[*_FILES, *(["*.py"] if trust_remote_code else [])],
                 ignore_patterns=_SKIPPED_FILES,
                 etag_timeout=_HUB_TIMEOUT_S,
             )

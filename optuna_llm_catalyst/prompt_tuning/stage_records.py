@@ -43,6 +43,7 @@ class Refinement:
 def settings_of(stage: Stage, model: TaskModel) -> dict[str, Any]:
     """What changes the value of a stage: its own fields or budget, and the model's settings."""
     fields = encode(stage) if is_dataclass(stage) else {"budget": stage.budget}
+    fields = records.jsonable(fields)  # They may be those of somebody else's stage.
     return {"stage": type(stage).__name__, **fields, **model.settings}
 
 

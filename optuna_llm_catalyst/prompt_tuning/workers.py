@@ -77,7 +77,7 @@ def this_process() -> Worker:
     """The process that calls."""
     try:
         place, started = _place(), _state(os.getpid())[1]
-    except (OSError, psutil.Error):  # As where there is no /proc.
+    except (OSError, psutil.Error):  # For example, /proc may be missing.
         place, started = ("", ""), 0.0
     return Worker(platform.node(), *place, os.getpid(), started)
 

@@ -500,7 +500,20 @@ def test_a_stage_outlives_its_store(
     assert len(messages) == 2
     for number, message in zip((1, 2), messages, strict=True):
         assert f"the soft prompt of trial {number} cannot be stored" in message
-        assert "objective.unsaved" in message
+        assert "It is kept in memory only, until this process ends" in message
+
+
+def test_unsaved_prompts_can_be_written_elsewhere(store: Store, tmp_path: Path) -> None:
+    objective = make_objective(store=store)
+    study = optuna.create_study()
+    Path(store._base_path).rmdir()
+    study.optimize(objective, n_trials=2)
+    with pytest.raises(CheckpointError, match="nowhere.*cannot be written"):
+        objective.save_unsaved(tmp_path / "nowhere")
+    paths = objective.save_unsaved(tmp_path)
+    for number, path in enumerate(paths):
+        kept = objective.trained(study, number)
+        assert objective.test(read(path)) == objective.test(kept)
 
 
 def test_an_unsaved_prompt_can_be_refined(store: Store) -> None:

@@ -586,3 +586,9 @@ def test_what_cannot_be_read_is_refused(case: str) -> None:
     do, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         do()
+
+
+def test_labels_that_read_alike_are_refused() -> None:
+    labels = ("wild_animal", "food", "wild animal")
+    with pytest.raises(ValueError, match="'wild_animal' and 'wild animal' are read as the same"):
+        DualEncoderClassifier(make_pretrained(), labels)

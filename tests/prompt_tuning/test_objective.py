@@ -385,7 +385,31 @@ def test_a_stage_may_be_a_module(stage_class: type[ModuleStage], store: Store) -
         "stage": stage_class.__name__,
         "budget": 5,
         "temperature": 0.05,
+        "max_length": None,
     }
+
+
+class TwiceStage(GradientStage):
+    """A stage that looks twice at each of its steps, the second time at something worse."""
+
+    def run(self, run: Run) -> StageResult:
+        def observe(evaluation: Evaluation) -> bool:
+            stopped = run.observe(evaluation)
+            return run.observe(replace(evaluation, loss=evaluation.loss + 1)) or stopped
+
+        return super().run(replace(run, observe=observe))
+
+
+def test_a_stage_may_observe_a_step_twice(store: Store) -> None:
+    values = {}
+    for kind in (GradientStage, TwiceStage):
+        study = optuna.create_study()
+        objective = make_objective(store=store, stage=kind(n_steps=4, lr=0.03, eval_every=2))
+        objective.space.enqueue(study, "people write this")
+        study.optimize(objective, n_trials=1)
+        [trial] = study.trials
+        values[kind] = (trial.value, trial.intermediate_values, load_trajectory(trial))
+    assert values[GradientStage] == values[TwiceStage]
 
 
 @each_model

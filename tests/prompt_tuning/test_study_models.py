@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from dataclasses import replace
+import math
 import re
 
 import optuna
@@ -15,6 +18,7 @@ from optuna_llm_catalyst import CheckpointError
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst import StudyMismatchError
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
@@ -219,3 +223,27 @@ def test_a_prompt_for_other_labels_has_no_score(store: Store) -> None:
     trained = load_soft_prompt(study, artifact_store=store)
     with pytest.raises(CheckpointError, match="for the labels food, tool, the task has"):
         objective.test(replace(trained, facts=replace(trained.facts, labels=("food", "tool"))))
+
+
+@pytest.mark.parametrize("option", [{"max_length": 6}, {"max_virtual_tokens": 4}])
+def test_where_texts_are_cut_shows_in_the_record(option: dict[str, int], store: Store) -> None:
+    one, two = (
+        make_objective(store=store, model=TASK_MODELS["sequence"](**options)).stage_settings
+        for options in ({}, option)
+    )
+    assert dict(two.items() - one.items()) == option
+
+
+@dataclass(frozen=True)
+class Scheduled(GradientStage):
+    """A stage of somebody else with a field that is no JSON."""
+
+    schedule: Callable[[float], float] = math.sqrt
+
+
+def test_a_stage_may_have_fields_that_are_no_json(store: Store) -> None:
+    study = optuna.create_study()
+    study.optimize(make_objective(store=store, stage=Scheduled(n_steps=1)), n_trials=1)
+    record = records.load(study.trials[0], "stage", StageRecord)
+    assert record is not None
+    assert "sqrt" in str(record.settings)

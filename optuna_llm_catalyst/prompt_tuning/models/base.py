@@ -6,6 +6,7 @@ Shapes: ``P`` prompts at once, ``L`` virtual tokens, ``d`` width, ``B`` examples
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class TaskModel(Protocol):
         labels: The label names.
         mechanism: In a sentence for an LLM: where the prompt stands and how a label is read.
         placement: Where virtual tokens can stand.
-        settings: What of the model's own settings changes losses, such as a temperature.
+        settings: What of its own settings changes losses: a temperature, where texts are cut.
         vocab_size: Token ids that the model embeds.
         device: Where its tensors live.
         batch_size: Examples a training batch, unless a stage says otherwise.
@@ -55,7 +56,7 @@ class TaskModel(Protocol):
     @property
     def placement(self) -> Placement: ...
     @property
-    def settings(self) -> dict[str, float]: ...
+    def settings(self) -> Mapping[str, float | None]: ...
     @property
     def vocab_size(self) -> int: ...
     @property

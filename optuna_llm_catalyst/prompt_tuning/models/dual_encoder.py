@@ -67,7 +67,7 @@ class DualEncoderClassifier(PromptedEncoder):
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
         self.labels = tuple(labels)
-        self.settings = {"temperature": temperature}
+        self.settings = {"temperature": temperature, "max_length": max_length}
         self._temperature = temperature
         self._max_length = max_length
         self._classes = self._encode_classes()
@@ -116,4 +116,10 @@ class DualEncoderClassifier(PromptedEncoder):
                 f"{self._n_positions} positions and leaves none for a prompt: give it a "
                 "shorter name."
             )
+        read: dict[tuple[int, ...], str] = {}
+        for label, row in zip(self.labels, classes.rows("input_ids").tolist(), strict=True):
+            if (other := read.setdefault(tuple(row), label)) != label:
+                raise ValueError(
+                    f"The labels {other!r} and {label!r} are read as the same tokens: rename one."
+                )
         return classes

@@ -46,7 +46,7 @@ def install(encoder: nn.Module) -> None:
 
 @contextmanager
 def metered(encoder: nn.Module) -> Iterator[Passes]:
-    """Counts every pass of this thread through a model that has a meter, whoever makes it."""
+    """Counts every pass of this thread through a model that has a meter."""
     passes = Passes()
     before = _OPEN.counts
     _OPEN.counts = (*before, (encoder, passes))

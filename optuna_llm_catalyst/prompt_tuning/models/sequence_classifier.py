@@ -61,7 +61,7 @@ class SequenceClassifier(PromptedEncoder):
     ) -> None:
         super().__init__(pretrained)
         self.labels = tuple(labels)
-        self.settings: dict[str, float] = {}
+        self.settings = {"max_length": max_length, "max_virtual_tokens": max_virtual_tokens}
         self._max_length = max_length
         self.placement = Placement(("texts",), self._n_layers, max_virtual_tokens)
 

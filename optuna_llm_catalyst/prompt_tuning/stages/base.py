@@ -1,4 +1,4 @@
-"""The seam between the objective and a training method: a prompt to a better one."""
+"""The interface of a training method: it improves a prompt within a budget."""
 
 from __future__ import annotations
 
