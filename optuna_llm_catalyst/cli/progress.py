@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 import shlex
+import shutil
 import sys
+import tempfile
 from typing import Any
 
 import optuna
@@ -18,7 +21,6 @@ from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.exceptions import CheckpointError
-from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.objective import TestScore
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
@@ -66,7 +68,7 @@ class StageProgress:
             output.say("the LLM answers again")
         if trial.state == TrialState.FAIL:
             self.n_failed += 1
-            # A stage keeps the best of what it saw: no step can spoil a start that is a number.
+            # A stage returns its best evaluation, so NaN means that the first one was NaN.
             output.say(
                 f"{name} failed: its loss is not a number even before training: look at the "
                 "model's weights and the data"
@@ -74,6 +76,37 @@ class StageProgress:
         if trial.value is not None and self.bar.disable:
             origin, prompt = (trial.user_attrs.get(key, "") for key in ("origin", "prompt"))
             output.say(f"{name}: loss {trial.value:.3f}, {origin}: {prompt}")
+
+
+def keep_unsaved(objective: PromptTuningObjective, artifacts: Path) -> None:
+    """Writes the prompts that could not be stored where there is room, or says that they are lost.
+
+    A full disk may have room again, or another one has.
+    """
+    for place in (artifacts, Path(), Path(tempfile.gettempdir())) if objective.unsaved else ():
+        if paths := _written(objective, place):
+            output.say(
+                f"The soft prompts that could not be stored are in {paths[0].parent}: "
+                f"{', '.join(path.name for path in paths)}. `export` does not find them."
+            )
+            return
+    if objective.unsaved:
+        stages = ", ".join(map(str, objective.unsaved))
+        output.say(
+            f"error: the soft prompts of the stages {stages} are lost, as no disk has room: make "
+            "room and repeat these stages."
+        )
+
+
+def _written(objective: PromptTuningObjective, place: Path) -> list[Path]:
+    with suppress(OSError):
+        # A new folder, as another study may have left prompts there.
+        folder = tempfile.mkdtemp(prefix="soft_prompts_", dir=place)
+        try:
+            return objective.save_unsaved(folder)
+        except CheckpointError:
+            shutil.rmtree(folder, ignore_errors=True)
+    return []
 
 
 def print_results(
@@ -108,9 +141,8 @@ def print_results(
 
 
 def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:
-    store = objective.artifact_store
     try:
-        return objective.test(load_soft_prompt(study, trial_number=number, artifact_store=store))
+        return objective.test(objective.trained(study, number))
     except CheckpointError as error:
         output.say(f"warning: no test score of stage {number}: {error}")
         return None

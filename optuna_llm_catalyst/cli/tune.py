@@ -23,9 +23,13 @@ from optuna_llm_catalyst.cli import studies
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import sections_of
 from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.progress import keep_unsaved
 from optuna_llm_catalyst.cli.progress import print_results
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.exceptions import CatalystError
+from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
@@ -74,12 +78,22 @@ def run(options: TuneOptions) -> int:
     output.say(line)
     if options.share_examples:
         output.say("Examples are kept in the study and shown to the LLM (--share-examples).")
-    code = _run_stages(study, objective, options, progress)
+    code, problem = 0, None
+    try:
+        code = _run_stages(study, objective, options, progress)
+    except (CheckpointError, StudyMismatchError) as error:
+        problem = error
+        if not progress.n_finished:
+            raise
+    finally:
+        keep_unsaved(objective, options.artifacts)
     with studies.storage_errors(options.storage, study):
         print_results(study, objective, options, resumed=resumed)
+    if problem is not None:
+        raise problem
     if progress.n_finished and progress.n_failed == progress.n_finished:
         output.say(f"error: all {progress.n_finished} stages of this command failed, see above.")
-        return 1
+        code = code or 2
     return code
 
 
@@ -99,6 +113,8 @@ def _run_stages(
     except KeyboardInterrupt:
         output.say("Interrupted: this stage is lost, the same command goes on with the next.")
         return 128 + signal.SIGINT
+    except CatalystError:
+        raise
     # A ValueError: of what somebody enqueued, or of a trial that somebody else ended.
     except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
         raise output.UserError(

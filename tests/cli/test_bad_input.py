@@ -27,6 +27,8 @@ from optuna_llm_catalyst.cli import export
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.journal import JournalLock
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.exceptions import CheckpointError
+from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from tests.cli.conftest import Cli
 
@@ -442,12 +444,57 @@ def test_study_is_deleted_under_a_worker(
     assert len([line for line in result.err.splitlines() if line.startswith("error")]) == 1
 
 
+@pytest.mark.parametrize("has_room", [True, False])
+def test_full_disk_behind_the_artifacts(
+    tune: Cli, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    """The trained prompts are tested from memory, and written elsewhere if they can be."""
+
+    def full(*_: object) -> None:
+        raise CheckpointError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    if not has_room:
+        monkeypatch.setattr(PromptTuningObjective, "save_unsaved", full)
+    result = tune("--json")
+
+    files = [*Path("llm_catalyst_artifacts").glob("soft_prompts_*/*.safetensors")]
+    assert result.code == 0 and result.json["test"]["chosen"]["n_examples"] == 18
+    assert "objective" not in result.err
+    assert len(files) == (2 if has_room else 0)
+    assert has_room or not [*Path("llm_catalyst_artifacts").iterdir()]
+    lost = "the soft prompts of the stages 0, 1 are lost"
+    assert ("soft_prompt_of_stage_1.safetensors" if has_room else lost) in result.err
+    assert all(checkpoints.read(path).prompt.is_finite() for path in files)
+
+
+def test_results_come_before_an_error_of_refining(tune: Cli) -> None:
+    tune("--stages", 1, "--steps", 40, "--lr", 0.1)
+    result = tune("--stages", 1, "--steps", 0, "--refine-steps", 2, "--artifacts", "others")
+
+    assert result.code == 2
+    assert "Chosen by validation loss: stage 0." in result.out
+    assert "this stage is lost" not in result.err and result.err.count("error: ") == 1
+
+
+def test_interrupt_outweighs_failed_stages(tune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([float("nan")])
+
+    def objective(*_: object) -> float:
+        for value in values:
+            return value
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PromptTuningObjective, "__call__", objective)
+    assert tune().code == 130
+
+
 def test_all_stages_failed(tune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 21."""
     monkeypatch.setattr(PromptTuningObjective, "__call__", lambda *_: float("nan"))
     result = tune()
 
-    assert result.code == 1
+    assert result.code == 2
     assert "error: all 2 stages of this command failed" in result.err
     assert "--lr" not in result.err
 
