@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 import json
 import platform
 import time
+from typing import Any
 
 from rich.table import Table
 
+from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import providers
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import DoctorOptions
+from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import ProviderError
@@ -51,9 +55,9 @@ def run(options: DoctorOptions) -> int:
     findings = [
         Finding("Python", True, True, platform.python_version()),
         *(_package(name, extra) for name, extra in _EXTRAS.items()),
-        _model(options),
-        *_llm(options),
     ]
+    finding, pattern = _model(options)
+    findings += [finding, *_llm(options, pattern)]
     table = Table()
     for column in ("", "what", "found"):
         table.add_column(column, overflow="fold")
@@ -72,7 +76,8 @@ def _package(name: str, extra: str) -> Finding:
         return Finding(name, False, needed, f"missing: pip install 'optuna-llm-catalyst[{extra}]'")
 
 
-def _model(options: DoctorOptions) -> Finding:
+def _model(options: DoctorOptions) -> tuple[Finding, str]:
+    """Whether the model loads, and the pattern that `tune` sends for its vocabulary."""
     what = f"model {options.model}"
     try:
         from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
@@ -80,11 +85,12 @@ def _model(options: DoctorOptions) -> Finding:
         trusts = options.trust_remote_code
         model = load_pretrained(options.model, device="cpu", trust_remote_code=trusts)
     except (ImportError, CatalystError) as error:
-        return Finding(what, False, True, str(error))
-    return Finding(what, True, True, f"loads, from {model.source}")
+        return Finding(what, False, True, str(error)), ""
+    pattern = reply.pattern(PromptSpace(model.tokenizer, TuneOptions.num_virtual_tokens))
+    return Finding(what, True, True, f"loads, from {model.source}"), pattern
 
 
-def _llm(options: DoctorOptions) -> Iterator[Finding]:
+def _llm(options: DoctorOptions, pattern: str) -> Iterator[Finding]:
     """Who would propose, and, where an LLM would, how it answers two tiny requests.
 
     Without an LLM tuning runs all the same, by mutation; one that is named is needed.
@@ -102,7 +108,7 @@ def _llm(options: DoctorOptions) -> Iterator[Finding]:
         for seed, what in enumerate(("  first reply", "  second reply")):
             output.say(f"Waiting for {provider.name}: {what.strip()} …")
             started = time.monotonic()
-            request = providers.CompletionRequest(_QUESTION, reply.schema(2), seed)
+            request = providers.CompletionRequest(_QUESTION, reply.schema(2, pattern), seed)
             completion = provider.complete(request)
             texts.append(completion.text)
             detail = f"{time.monotonic() - started:.1f} s"
@@ -113,11 +119,21 @@ def _llm(options: DoctorOptions) -> Iterator[Finding]:
         what = "  JSON schema"
         is_kept = all([_keeps_schema(text) for text in texts])
         detail = "kept" if is_kept else "not kept to the letter, but the prompts can be read"
-        yield Finding(what, True, needed, detail)
+        refused = _refused(completion.details)
+        detail += refused and f"; the server refused {refused}"
+        yield Finding(what, not refused, needed and not refused, detail)
     except InvalidReplyError as error:
         yield Finding(what, False, needed, f"no usable reply: {error}")
     except (CatalystError, ValueError) as error:
         yield Finding(what, False, needed, str(error))
+
+
+def _refused(details: Mapping[str, Any]) -> str:
+    """What the server did not take of the format that was requested; empty if nothing."""
+    if details.get("pattern") is False:
+        return "the pattern of prompts, so tune sends the schema without it"
+    kinds = {"json_object": "the schema, so tune requests any JSON", "none": "any format"}
+    return kinds.get(details.get("format", ""), "")
 
 
 def _keeps_schema(text: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
 import json
 import os
 from pathlib import Path
@@ -22,6 +21,7 @@ from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.prompt_tuning import checkpoints
+from optuna_llm_catalyst.schema import encode
 
 
 def run(options: ExportOptions) -> None:
@@ -81,17 +81,18 @@ def _export_soft_prompt(
     )
     facts = {
         "study": study.study_name,
-        "stage": asdict(row),
+        "stage": row,
         "text": trained.facts.text,
         "token_ids": trained.facts.token_ids,
         "model": trained.facts.model_name,
+        "fingerprint": trained.facts.fingerprint,
         "labels": trained.facts.labels,
         "kind": trained.prompt.kind.name,
         "shape": list(trained.prompt.words()[0].shape),
     }
     weights, card = folder / "soft_prompt.safetensors", folder / "prompt.json"
     _replace(weights, lambda new: checkpoints.write(trained, new))
-    text = json.dumps(facts, indent=2) + "\n"
+    text = json.dumps(encode(facts), indent=2, allow_nan=False) + "\n"
     _replace(card, lambda new: new.write_text(text, encoding="utf-8"))
     return row.number, [str(weights), str(card)]
 

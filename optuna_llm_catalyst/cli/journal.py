@@ -30,7 +30,7 @@ def open_journal(path: Path) -> JournalStorage:
     """Opens a journal by its absolute path: a lock holds the path as it was opened by."""
     if path.exists():
         with path.open("rb") as file:
-            # Of a journal that broke off there may be less.
+            # A truncated journal may be shorter than this.
             if not _FIRST_BYTES.startswith(file.read(len(_FIRST_BYTES))):
                 raise output.UserError(
                     f"storage {str(path)!r}: this file is not a journal of Optuna."
@@ -63,11 +63,7 @@ class JournalLock(JournalFileSymlinkLock):
             with suppress(FileExistsError):
                 os.symlink(self._lock_target_file, self._lock_file)
                 break
-            now, current = self._clock(), None
-            with suppress(FileNotFoundError):
-                # Each holder makes a new link.
-                status = os.lstat(self._lock_file)
-                current = status.st_ino, status.st_mtime_ns
+            now, current = self._clock(), self._holder()
             if current != holder:
                 holder, since = current, now
             if now - started > _SAID_AFTER_S and not is_said:
@@ -76,7 +72,8 @@ class JournalLock(JournalFileSymlinkLock):
                     f"wrote; then the lock is taken over after {_TAKEN_AFTER_S:.0f} s."
                 )
                 is_said = True
-            if current is not None and now - since > _TAKEN_AFTER_S:
+            # Another waiter may have taken it over just now.
+            if now - since > _TAKEN_AFTER_S and current and self._holder() == current:
                 with suppress(RuntimeError):  # Another one took it.
                     self.release()
             self._sleep(_PAUSE_S)
@@ -86,6 +83,13 @@ class JournalLock(JournalFileSymlinkLock):
             self.release()
             raise
         return True
+
+    def _holder(self) -> tuple[int, int] | None:
+        """What tells a lock's holder from the next: each makes a new link."""
+        with suppress(FileNotFoundError):
+            status = os.lstat(self._lock_file)
+            return status.st_ino, status.st_mtime_ns
+        return None
 
 
 def _set_torn_line_aside(path: Path) -> None:

@@ -54,12 +54,10 @@ def choose_llm(
 
 def _auto(options: LLMOptions) -> tuple[providers.Provider, str]:
     """Ollama's default model, or else the newest installed one that chats."""
-    try:
+    server = providers.OllamaProvider(host=options.llm_url or None)
+    other = None if DEFAULT_MODEL in server.models() else server.installed_chat_model()
+    if other is None:
         return _ollama(DEFAULT_MODEL, options)
-    except ProviderError:
-        other = providers.OllamaProvider(host=options.llm_url or None).installed_chat_model()
-        if other is None:
-            raise
     provider, where = _ollama(other, options)
     why = f"{DEFAULT_MODEL} is not installed, of the chat models there this one is the newest"
     return provider, f"{where}; {why}"

@@ -58,7 +58,7 @@ def run(options: MetaPromptCommand) -> None:
     told = replace(
         setup.options,
         sections=sections_of(options.sections) or setup.options.sections,
-        # There is a next stage, of which this command speaks.
+        # This command describes the next stage, so count it.
         n_stages=max(setup.options.n_stages or 0, request.history.n_finished + 1),
     )
     built = meta_prompt.build(request, told, max_tokens=setup.max_tokens)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import typer
 
+from optuna_llm_catalyst.prompt_space import MAX_VIRTUAL_TOKENS
 from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import SECTIONS
@@ -88,7 +89,7 @@ class LLMOptions:
     llm_url: str = option("", "URL of the LLM's server, if not Ollama's usual one.")
     llm_api_key: str = option("", "API key for openai:MODEL. Default: $LLM_CATALYST_API_KEY.")
     num_ctx: int = count(
-        DEFAULT_NUM_CTX, "The LLM's context in tokens; keep it for a whole study.", least=1
+        DEFAULT_NUM_CTX, "The LLM's context in tokens; keep it for a whole study.", least=2048
     )
 
 
@@ -127,11 +128,13 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     model_type: Literal["dual-encoder", "sequence-classifier"] = option(
         "dual-encoder", "How the encoder classifies."
     )
-    num_virtual_tokens: int = count(8, "Length of the prompt in tokens.", least=1, most=4096)
+    num_virtual_tokens: int = count(
+        8, "Length of the prompt in tokens.", least=1, most=MAX_VIRTUAL_TOKENS
+    )
     stages: int = count(10, "Stages to run now, on top of finished ones.")
     steps: int = count(60, "Optimiser steps a stage.")
-    # Beyond 1e38 a step is no number in float32.
-    lr: float = option(5e-3, "Learning rate of the prompt.", min=0, max=1e38)
+    # Larger rates overflow float32.
+    lr: float = option(5e-3, "Learning rate of the prompt.", min=1e-12, max=1e38)
     eval_every: int = count(10, "Steps between two evaluations.", least=1)
     refine_steps: int = count(0, "Steps of one last, long stage that continues the best; 0: none.")
     shots: int = count(0, "Train and validate on so many examples a label; 0: on all.")
@@ -139,7 +142,7 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     llm_timeout: float = option(
         DEFAULT_TIMEOUT_S,
         "Seconds for one proposal, loading and retries included.",
-        min=0,
+        min=1,
         max=86_400,
     )
     sections: str = option(",".join(DEFAULT_SECTIONS), _SECTIONS_HELP)
@@ -154,7 +157,9 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     )
     task_description: str = option("", "What the LLM is told of the task. Default: card.json's.")
     startup_prompt: list[str] = option((), "Text of a first stage; may be given several times.")
-    n_startup_trials: int = count(3, "Stages before the first proposal; random words by default.")
+    n_startup_trials: int = count(
+        3, "Stages before the first proposal; random words by default.", least=1
+    )
     n_candidates: int = count(4, "Candidates a proposal.", least=1, most=1000)
     top_k: int = count(10, "Prompts of the history that a proposal sees.", least=1)
     artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")

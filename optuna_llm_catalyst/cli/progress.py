@@ -93,8 +93,8 @@ def keep_unsaved(objective: PromptTuningObjective, artifacts: Path) -> None:
     if objective.unsaved:
         stages = ", ".join(map(str, objective.unsaved))
         output.say(
-            f"error: the soft prompts of the stages {stages} are lost, as no disk has room: make "
-            "room and repeat these stages."
+            f"warning: the soft prompts of the stages {stages} are lost, as no disk has room: "
+            "make room and run as many stages again."
         )
 
 

@@ -16,7 +16,7 @@ from optuna_llm_catalyst.cli.options import ShowOptions
 from optuna_llm_catalyst.cli.studies import load_study
 
 
-#: A reply that ran on says no more in full.
+#: Longer replies are clipped.
 _MAX_REPLY = 2_000
 
 

@@ -32,6 +32,7 @@ from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.proposers.sections import MAX_EXAMPLE
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
 
 
@@ -183,7 +184,7 @@ def _sampler(
     return LLMCatalystSampler(
         objective.space,
         proposer=proposer,
-        n_startup_trials=max(options.n_startup_trials, len(options.startup_prompt), 1),
+        n_startup_trials=max(options.n_startup_trials, len(options.startup_prompt)),
         startup_prompts=options.startup_prompt,
         n_candidates=options.n_candidates,
         top_k=options.top_k,
@@ -238,7 +239,8 @@ def _examples(task: prompt_tuning.Task) -> list[tuple[str, str]]:
     """The first training example of each label, of a dozen labels at most."""
     first = {example.label: example for example in reversed(task.train)}
     return [
-        (" / ".join(filter(None, [e.text, e.text_pair])), task.labels[e.label])
+        # One character more than is shown, so that the cut is shown, too.
+        (" / ".join(filter(None, [e.text, e.text_pair]))[: MAX_EXAMPLE + 1], task.labels[e.label])
         for _, e in sorted(first.items())
     ][:_MAX_EXAMPLES]
 

@@ -19,7 +19,7 @@ from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import ProposalRequest
 
 
-_MAX_EXAMPLE = 200
+MAX_EXAMPLE = 200
 _MAX_SIGNAL_STAGES = 3
 _MAX_SIGNALS = 5
 _MAX_CONFUSIONS = 6
@@ -270,7 +270,7 @@ def _quoted(text: str) -> str:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_EXAMPLE else text[:_MAX_EXAMPLE] + "…"
+    return text if len(text) <= MAX_EXAMPLE else text[:MAX_EXAMPLE] + "…"
 
 
 def _arrow(before: float | None, after: float) -> str:

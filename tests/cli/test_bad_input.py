@@ -88,7 +88,7 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
     "25 tokens without end": (
         _nothing,
         (*TUNE, "--num-virtual-tokens", "10" * 5),
-        "or equal to 4096",
+        "or equal to 1000",
     ),
     "31 show": (_foreign_database, ("show",), "holds no study of Optuna"),
     "31 export": (_foreign_database, ("export", "out"), "holds no study of Optuna"),
@@ -96,6 +96,10 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
     "32 read-only": (_foreign_study, (*TUNE, "--storage", READ_ONLY), "it is read-only"),
     "33 seed": (_nothing, (*TUNE, "--seed", "1" * 23), "'--seed'"),
     "33 learning rate": (_nothing, (*TUNE, "--lr", "1e300"), "'--lr'"),
+    "learning rate of 0": (_nothing, (*TUNE, "--lr", "0"), "'--lr'"),
+    "timeout of 0": (_nothing, (*TUNE, "--llm-timeout", "0"), "'--llm-timeout'"),
+    "no startup stage": (_nothing, (*TUNE, "--n-startup-trials", "0"), "'--n-startup-trials'"),
+    "no room for a reply": (_nothing, (*TUNE, "--num-ctx", "600"), "'--num-ctx'"),
     "33 device": (_nothing, (*TUNE, "--device", "meta"), "--device 'meta' cannot be used"),
     "33 bytes": (_nothing, (*TUNE, "--startup-prompt", "\udcff"), "--startup-prompt must be UTF"),
     "34 data": (_nothing, ("tune", LONG), "no such folder"),
@@ -367,6 +371,30 @@ def test_held_lock_is_waited_for(tmp_path: Path) -> None:
 
     lock = JournalLock(str(path), clock=lambda: n_waits[0], sleep=sleep)
     assert lock.acquire() and n_waits[0] == 100
+
+
+def test_lock_that_another_waiter_took_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.log"
+    path.touch()
+    link = Path(f"{path}.lock")
+    link.symlink_to("dead")
+    now, held = [0.0], []
+
+    def taken_over(line: str) -> None:
+        link.unlink()
+        link.symlink_to("other")
+
+    def sleep(seconds: float) -> None:
+        if now[0] > 0:
+            held.append(os.readlink(link))
+            link.unlink()
+        now[0] += 40
+
+    monkeypatch.setattr(output, "say", taken_over)
+    assert JournalLock(str(path), clock=lambda: now[0], sleep=sleep).acquire()
+    assert held == ["other"]
 
 
 def test_somebody_elses_file_is_no_journal(tune: Cli) -> None:

@@ -51,6 +51,7 @@ def test_export_writes_the_trained_prompt(
     assert result.code == 0
     assert exported.prompt.words().equal(expected.prompt.words())
     assert card["text"] == study.trials[number].user_attrs["prompt"]
+    assert card["fingerprint"] == expected.facts.fingerprint
     assert card["stage"]["loss"] == study.trials[number].value
 
 

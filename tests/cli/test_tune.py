@@ -92,7 +92,7 @@ def test_without_ollama_one_line_says_so(tune: Cli) -> None:
 def test_startup_prompts_are_the_first_stages(tune: Cli) -> None:
     stages = tune(
         *("--startup-prompt", "food tool animal", "--startup-prompt", "wild food"),
-        *("--n-startup-trials", 0, "--json"),
+        *("--n-startup-trials", 1, "--json"),
     ).json["stages"]
 
     assert [stage["prompt"] for stage in stages] == ["food tool animal", "wild food a"]

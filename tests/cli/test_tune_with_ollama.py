@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import json
 from pathlib import Path
 import re
+import shutil
 from typing import Any
 
 import optuna
@@ -121,6 +122,39 @@ def test_doctor_finds_the_llm(cli: Cli, server: OllamaServer, tiny_model: object
     assert re.fullmatch(r"\d+\.\d s, 0\.5 s of it to load .*", findings["first reply"]["detail"])
     assert findings["JSON schema"]["detail"] == "kept"
     assert len(server.chats) == 2
+
+
+REFUSED = {
+    "the pattern": lambda schema: "pattern" in json.dumps(schema),
+    "the schema": lambda schema: schema is not None and schema != "json",
+}
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_doctor_tells_what_the_server_refuses(
+    cli: Cli, server: OllamaServer, tiny_model: object, refused: str
+) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        if REFUSED[refused](body["format"]):
+            return Fault(400, {"error": "failed to parse grammar of the format's schema"})
+        return '{"prompts": ["what is this", "which topic"]}'
+
+    server.replies = reply
+    result = cli(*DOCTOR, tiny_model, "--llm", "ollama:gemma3:4b", "--json")
+    findings = {row["what"].strip(): row for row in result.json}
+
+    assert result.code == 0 and not findings["JSON schema"]["ok"]
+    assert f"kept; the server refused {refused}" in findings["JSON schema"]["detail"]
+    assert "pattern" in json.dumps(server.chats[0]["format"])
+
+
+def test_auto_makes_one_request_of_a_server_that_fails(tune: Cli, server: OllamaServer) -> None:
+    server.faults = {"/api/tags": Fault(500, {"error": "boom"})}
+    result = tune("--stages", 0)
+
+    assert result.code == 0
+    assert "by mutation" in result.err and "boom" in result.err
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
@@ -245,6 +279,20 @@ def test_examples_are_shared_only_if_allowed(
     assert any(json.dumps(text) in asked for text in texts) is shares
     assert any(text in kept for text in texts) is shares
     assert ("--share-examples" in result.err) is shares
+
+
+def test_shared_texts_are_clipped(cli: Cli, data: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The study keeps no more of an example than its meta-prompt shows."""
+    folder = shutil.copytree(data, tmp_path / "long")
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    texts = [{**row, "text": f"{row['text']} {'long ' * 100}unseen"} for row in rows]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    options = ("--model", tiny_model, "--num-virtual-tokens", 3, "--stages", 0)
+    result = cli("tune", folder, *options, "--share-examples", "--sections", "examples")
+
+    kept = Path("catalyst.db").read_bytes()
+    assert result.code == 0 and b"long long" in kept and b"unseen" not in kept
+    assert "long…" in cli("meta-prompt").out.replace(" …", "…")
 
 
 def test_story_of_a_restart(tune: Cli, cli: Cli, server: OllamaServer) -> None:
