@@ -34,16 +34,16 @@ from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.schema import encode
 
 
-#: Shorter secrets are not masked: too many lines would hold them by chance. A variable of the
-#: environment may be named like a secret and be none, so it must be longer.
+#: Shorter secrets are not masked: too many lines would hold them by chance.
 _MIN_SECRET = 4
-_MIN_VARIABLE = 8
 _USERINFO = re.compile(r"""(\w://)[^\s/@"']*(?::[^\s@"']*)?@""")
 _SECRET_PARAMETER = r"([?&][\w.-]*(?:password|passwd|secret|token|key)[\w.-]*=)"
 _QUERY = re.compile(rf"""{_SECRET_PARAMETER}[^&\s"']+""", re.IGNORECASE)
 _QUERY_VALUE = re.compile(rf"{_SECRET_PARAMETER}([^&]+)", re.IGNORECASE)
 #: The credentials of a URL as an option gives them, up to the last at sign.
 _CREDENTIALS = re.compile(r"[\w+.-]+://(?!/)((?:[^:]*:)?(.*))@", re.DOTALL)
+#: Variables that are named like secrets may hold a number or a switch.
+_SECRET_VALUE = re.compile(r"(?=.*[^\d.+-]).{8,}", re.DOTALL)
 _SECRET_VARIABLE = re.compile(r"(KEY|TOKEN|PASSWORD|PASSWD|SECRET)$", re.IGNORECASE)
 #: For streams that are not UTF-8; one character each, so that tables stay aligned.
 _PLAIN = str.maketrans("→–…�", ">-.?")
@@ -133,21 +133,18 @@ def width() -> int:
 def guarded() -> Iterator[None]:
     """Within it stdout and stderr mask secrets and survive what they cannot encode or write."""
     _secrets.clear()
-    hide(*(v for k, v in os.environ.items() if _SECRET_VARIABLE.search(k) and _is_secret(v)))
+    hide(
+        *(
+            v
+            for k, v in os.environ.items()
+            if _SECRET_VARIABLE.search(k) and _SECRET_VALUE.match(v)
+        )
+    )
     host = os.environ.get("OLLAMA_HOST", "")
     hide_credentials(host if "://" in host else f"http://{host}")
     out, err = _Guarded(sys.stdout, is_report=True), _Guarded(sys.stderr, is_report=False)
     with redirect_stdout(out), redirect_stderr(err), _log_to_stderr():
         yield
-
-
-def _is_secret(value: str) -> bool:
-    """Whether a variable may be a secret: a number or a switch is none."""
-    try:
-        float(value)
-    except ValueError:
-        return len(value) >= _MIN_VARIABLE
-    return False
 
 
 @contextmanager
