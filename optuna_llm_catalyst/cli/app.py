@@ -70,8 +70,6 @@ def _add(name: str, kind: type[Any]) -> None:
 
     def call(**values: Any) -> int:
         output.hide(values.get("llm_api_key"))
-        for value in filter(None, values.values()):
-            output.hide_credentials(str(value))
         _check_texts(values)
         try:
             # Here, as some of the modules import torch.

@@ -72,7 +72,7 @@ def hide(*texts: str | None) -> None:
 
 def hide_credentials(url: str) -> None:
     """Masks the user and the password of a URL, if it has any."""
-    if found := _CREDENTIALS.match(url):
+    if found := _CREDENTIALS.search(url):
         hide(*found.groups())
     hide(*(value for _, value in _QUERY_VALUE.findall(url)))
 
@@ -140,6 +140,8 @@ def guarded() -> Iterator[None]:
             if _SECRET_VARIABLE.search(k) and _SECRET_VALUE.match(v)
         )
     )
+    for argument in sys.argv:
+        hide_credentials(argument)
     host = os.environ.get("OLLAMA_HOST", "")
     hide_credentials(host if "://" in host else f"http://{host}")
     out, err = _Guarded(sys.stdout, is_report=True), _Guarded(sys.stderr, is_report=False)
