@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAGES ?= 10
 # The tests run in several processes: one thread for each is enough.
-export OMP_NUM_THREADS ?= 1
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
+THREADS ?= 1
+PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n logical --maxprocesses 4
 
 .PHONY: demo test test-plain lint clean
 
@@ -20,7 +20,7 @@ test: .venv/.dev
 NUMERIC := tests/prompt_tuning tests/providers/test_transformers.py tests/providers/test_protocol.py
 
 test-plain: .venv/.dev
-	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default MKL_NUM_THREADS=1 $(PYTEST) $(NUMERIC)
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
