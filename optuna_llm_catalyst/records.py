@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 PREFIX = "llm_catalyst:"
 MAX_CHUNK = 2045
+#: The states of trials that give values.
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: The longest text that is kept; a meta-prompt that fills a context of 8192 tokens is shorter.
 MAX_TEXT = 32_000
 #: Marks a trial of which a proposal is requested, before it is, and what came of it.
