@@ -48,8 +48,9 @@ _TRANSIENT_STATUS = (408, 429, 502, 503, 504)
 _CRASH = re.compile("runner|unexpected EOF")
 #: What servers call the part of a request that they refuse.
 _FORMAT = re.compile(
-    "response_format|json_object|json_schema|[Ss]chema|grammar|\\bpattern"
-    "|[`'\"]format[`'\"]|\\b(invalid|for) format\\b"
+    "response_format|json_object|schema|grammar|\\bpattern|[`'\"]format[`'\"]|Request\\.format"
+    r"|\b(invalid|unsupported|for) format\b|\bformat is not supported",
+    re.IGNORECASE,
 )
 #: The headers that servers need, and the one by which OpenAI's client knows that its caller reads
 #: the body. That client also sends facts about this machine, and OPENAI_CUSTOM_HEADERS.

@@ -101,6 +101,7 @@ def test_strictest_format_that_is_taken(
         (422, "no field `format`", 3),
         (500, "failed to parse grammar", 3),
         (400, 'invalid format: "yaml"; expected "json" or a valid JSON Schema object', 3),
+        (400, "json: cannot unmarshal object into Go struct field ChatRequest.format", 3),
         (400, "context length exceeded; check the request format", 1),
         (400, "bad temperature", 1),
         (500, "for more information see the log", 1),
