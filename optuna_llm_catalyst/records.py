@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import is_dataclass
+from datetime import datetime
 from functools import lru_cache
 import json
 import os
@@ -110,7 +111,8 @@ def load(trial: BaseTrial, name: str, kind: type[T]) -> T | None:
         return _parse_shared(text, kind) if is_dataclass(kind) else _parse(text, kind)
     # Whatever somebody wrote there: JSON that is none, is too deep, or is of another form.
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        _name_unreadable(trial.number, name, f"{type(error).__name__}: {error}"[:200])
+        why = f"{type(error).__name__}: {error}"[:200]
+        _name_unreadable(trial.datetime_start, trial.number, name, why)
         return None
 
 
@@ -195,7 +197,7 @@ def start_trial(
 
 
 def jsonable(details: Mapping[str, Any]) -> dict[str, Any]:
-    """The details as they are, or as a text where JSON has no word for one of them."""
+    """The details as they are, or their ``repr`` if they cannot be written as JSON."""
     try:
         json.dumps(details, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -235,8 +237,8 @@ _parse_shared = lru_cache(maxsize=256)(_parse)
 
 
 @lru_cache(maxsize=10_000)
-def _name_unreadable(number: int, name: str, why: str) -> None:
-    """Logs the same line once."""
+def _name_unreadable(start: datetime | None, number: int, name: str, why: str) -> None:
+    """Logs a line once a trial, which number and start tell from those of other studies."""
     _logger.warning(
         f"The record {PREFIX + name!r} of trial {number} cannot be read and counts as absent: "
         f"{one_line(why)}"
