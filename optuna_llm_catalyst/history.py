@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
+from datetime import datetime
 from typing import Literal
 from typing import NamedTuple
 
@@ -169,17 +170,14 @@ def taken_meanwhile(
     study: optuna.Study, space: PromptSpace, trial: FrozenTrial
 ) -> frozenset[TokenIds]:
     """The prompts of the other trials that run, or finished since this one started."""
-    start = trial.datetime_start
+    start = trial.datetime_start or datetime.max
 
-    def is_recent(other: FrozenTrial) -> bool:
-        end = other.datetime_complete
-        return other.state in records.FINISHED and bool(start and end and end >= start)
+    def is_meanwhile(other: FrozenTrial) -> bool:
+        is_recent = (other.datetime_complete or datetime.min) >= start
+        return other.state == TrialState.RUNNING or other.state in records.FINISHED and is_recent
 
-    others = [
-        other
-        for other in records.all_trials(study)
-        if other.number != trial.number and (other.state == TrialState.RUNNING or is_recent(other))
-    ]
+    trials = (t for t in records.all_trials(study) if t.number != trial.number)
+    others = filter(is_meanwhile, trials)
     return frozenset(prompt.token_ids for prompt in _in_flight(others, space))
 
 

@@ -109,7 +109,7 @@ def load(trial: BaseTrial, name: str, kind: type[T]) -> T | None:
     try:
         text = "".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks))
         return _parse_shared(text, kind) if is_dataclass(kind) else _parse(text, kind)
-    # Whatever somebody wrote there: JSON that is none, is too deep, or is of another form.
+    # Somebody else may have written it: no JSON, JSON that is too deep, or another form.
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         why = f"{type(error).__name__}: {error}"[:200]
         _name_unreadable(trial.datetime_start, trial.number, name, why)
@@ -222,7 +222,7 @@ def _entries(name: str, payload: Any, present: Mapping[str, Any]) -> list[tuple[
     """The attributes of a record, in the order in which they must be written."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     chunks = [text[i : i + MAX_CHUNK] for i in range(0, len(text), MAX_CHUNK)]
-    # A record that is overwritten is none until it is whole again.
+    # While a record is overwritten, it counts as absent.
     unwritten: list[tuple[str, Any]] = [(PREFIX + name, None)] if PREFIX + name in present else []
     written = [(f"{PREFIX}{name}:{i}", chunk) for i, chunk in enumerate(chunks)]
     return [*unwritten, *written, (PREFIX + name, len(chunks))]
