@@ -1,6 +1,6 @@
 """Gradient descent tunes a prompt, an LLM decides where it starts again: inside Optuna.
 
-Importing this package loads optuna and numpy only; what needs torch is in
+Importing this package loads its modules only as their names are used; what needs torch is in
 :mod:`optuna_llm_catalyst.prompt_tuning`.
 """
 

@@ -1,6 +1,6 @@
-"""A circuit breaker that needs no memory: an LLM that keeps failing is left alone for a while.
+"""A circuit breaker whose state is computed from the study's trials, so all workers share it.
 
-Whether it is open follows from the study's trials, so all workers share it. Its pauses are counted
+An LLM that keeps failing gets no requests for a while. The pauses are counted
 in trials, so a study that is repeated from recorded replies makes its requests in the same trials.
 """
 

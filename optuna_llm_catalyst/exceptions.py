@@ -16,14 +16,16 @@ class ProviderError(CatalystError):
         message: What happened, in one sentence.
         transient: Whether the same request may succeed a little later.
         status: The HTTP status of a server's error.
+        said: What the server wrote with that status.
     """
 
     def __init__(
-        self, message: str, *, transient: bool = False, status: int | None = None
+        self, message: str, *, transient: bool = False, status: int | None = None, said: str = ""
     ) -> None:
         super().__init__(message)
         self.transient = transient
         self.status = status
+        self.said = said
 
 
 class InvalidReplyError(CatalystError):
@@ -39,11 +41,11 @@ class ModelNotFoundError(CatalystError, ValueError):
 
 
 class StudyMismatchError(CatalystError, ValueError):
-    """A study was made with another tokenizer or another number of virtual tokens."""
+    """A study, or a trial of it, was made for another space, task or set of settings."""
 
 
 class CheckpointError(CatalystError, ValueError):
-    """A trained soft prompt cannot be loaded."""
+    """A trained soft prompt is missing, cannot be loaded, or does not fit the model or task."""
 
 
 def one_line(text: str) -> str:

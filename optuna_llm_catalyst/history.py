@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
+from datetime import datetime
 from typing import Literal
 from typing import NamedTuple
 
@@ -35,7 +36,6 @@ from optuna_llm_catalyst.trajectory import Trajectory
 
 TokenIds = tuple[int, ...]
 
-_FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -133,7 +133,7 @@ def from_study(
     minimize = study.direction == StudyDirection.MINIMIZE
     trials = records.all_trials(study)
     others = [trial for trial in trials if trial.number != exclude]
-    check_trials(space, [trial for trial in trials if trial.state in _FINISHED][-1:])
+    check_trials(space, [trial for trial in trials if trial.state in records.FINISHED][-1:])
     in_flight = _in_flight([trial for trial in others if trial.state in _UNFINISHED], space)
     tried: list[TokenIds] = []
     stages: list[tuple[FrozenTrial, Outcome]] = []
@@ -145,7 +145,7 @@ def from_study(
             continue
         if trial.state == TrialState.FAIL:
             failures[token_ids] += 1
-        elif trial.state in _FINISHED:
+        elif trial.state in records.FINISHED:
             tried.append(token_ids)
             value = _value(trial, minimize)
             # A refined stage did not start from its words: it says nothing about them.
@@ -166,10 +166,18 @@ def from_study(
     )
 
 
-def running(study: optuna.Study, space: PromptSpace, *, exclude: int) -> frozenset[TokenIds]:
-    """The prompts of all running trials but one."""
-    trials = [t for t in records.all_trials(study) if t.state == TrialState.RUNNING]
-    others = (trial for trial in trials if trial.number != exclude)
+def taken_meanwhile(
+    study: optuna.Study, space: PromptSpace, trial: FrozenTrial
+) -> frozenset[TokenIds]:
+    """The prompts of the other trials that run, or finished since this one started."""
+    start = trial.datetime_start or datetime.max
+
+    def is_meanwhile(other: FrozenTrial) -> bool:
+        is_recent = (other.datetime_complete or datetime.min) >= start
+        return other.state == TrialState.RUNNING or other.state in records.FINISHED and is_recent
+
+    trials = (t for t in records.all_trials(study) if t.number != trial.number)
+    others = filter(is_meanwhile, trials)
     return frozenset(prompt.token_ids for prompt in _in_flight(others, space))
 
 
@@ -182,7 +190,7 @@ def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
     for trial in trials:
         names = [name for name in trial.distributions if name.startswith(NAME_PREFIX)]
         # A trial that died between two suggestions has some of the names only.
-        if trial.state in _FINISHED and names and set(names) != set(space.param_names):
+        if trial.state in records.FINISHED and names and set(names) != set(space.param_names):
             raise StudyMismatchError(
                 f"Trial {trial.number} has a prompt of {len(names)} virtual tokens, this "
                 f"space {space.num_virtual_tokens}. Use the same number, or a new study name."

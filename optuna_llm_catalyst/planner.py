@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial
 
-from optuna_llm_catalyst import background
 from optuna_llm_catalyst import breaker
 from optuna_llm_catalyst import history
+from optuna_llm_catalyst import prefetch
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.prefetch import UnderWay
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import MutationProposer
@@ -57,9 +57,8 @@ class RestartPlanner:
     seed: int | None
     ignore_failures_before: int
     prefetch: bool
-    #: Proposals that are made while a stage trains, one for each study and set of fixed tokens:
-    #: all that a sampler holds beyond its configuration.
-    under_way: dict[Any, Future[Proposal]] = field(default_factory=dict)
+    #: All that a sampler holds beyond its configuration.
+    under_way: UnderWay = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         # The thread that makes a proposal is in one process: a copy and a pickle have none.
@@ -81,7 +80,7 @@ class RestartPlanner:
         else:
             ranked, record = self._propose(study, past, trial, fixed)
         prompt = self._publish(study, trial, ranked, record)
-        self._request_next(study, trial.number + 1)
+        self._request_next(study, trial.number)
         return prompt
 
     def _published(self, trial: FrozenTrial, fixed: Mapping[int, int]) -> RestartPrompt | None:
@@ -106,8 +105,7 @@ class RestartPlanner:
             records.save_proposal(study, trial, {**record, **chosen})
             # Another worker may have published the same prompt since the history was read. As
             # everyone publishes first and looks then, at least one of the two sees it and yields.
-            flying = history.running(study, self.space, exclude=trial.number)
-            if prompt.token_ids not in flying:
+            if prompt.token_ids not in history.taken_meanwhile(study, self.space, trial):
                 return prompt
         return ranked[-1]
 
@@ -178,9 +176,10 @@ class RestartPlanner:
         self, study: optuna.Study, trial: FrozenTrial, request: ProposalRequest
     ) -> tuple[Proposal, dict[str, Any]]:
         """The proposer's proposal, or a mutation; and what the trial's record says of it."""
-        records.mark_proposal_started(study, trial)
         started = time.perf_counter()
-        prefetched = self.under_way.pop(_key(study, request.fixed), None)
+        # Before the mark, by which others see that this trial needs no prefetched proposal.
+        prefetched = prefetch.take(self.under_way, study, trial, request.fixed)
+        records.mark_proposal_started(study, trial)
         proposal = prefetched.result() if prefetched else proposal_of(self.proposer, request)
         waited = round(time.perf_counter() - started, 3)
         _count(study, trial, proposal)
@@ -204,20 +203,21 @@ class RestartPlanner:
         return [proposal for proposal in past.proposals if proposal.trial_number >= first]
 
     def _request_next(self, study: optuna.Study, number: int) -> None:
-        """Requests the next restart while a stage trains, from the history up to now."""
+        """Requests the restart of a new trial while trial ``number`` trains."""
         if not self.prefetch or isinstance(self.proposer, MutationProposer):
             return
         fixed = self.space.fixed_ids(number, records.fixed_by_sampler(study))
-        key = _key(study, fixed)
-        if key in self.under_way:
-            return
-        past = self._read(study)
-        n_known = past.n_finished + len(past.in_flight)
-        is_startup = self._startup_prompts_left(past, fixed) or n_known < self.n_startup_trials
-        if is_startup or breaker.is_open(self._counted(past), number):
-            return
-        request = self._request(past, number, "prefetch", fixed)
-        self.under_way[key] = background.start(lambda: proposal_of(self.proposer, request))
+
+        def work_of(new: int) -> Callable[[], Proposal] | None:
+            past = self._read(study)
+            n_known = past.n_finished + len(past.in_flight)
+            is_startup = self._startup_prompts_left(past, fixed) or n_known < self.n_startup_trials
+            if is_startup or breaker.is_open(self._counted(past), new):
+                return None
+            request = self._request(past, new, "prefetch", fixed)
+            return lambda: proposal_of(self.proposer, request)
+
+        prefetch.start(self.under_way, study, fixed, work_of)
 
     def _scores(self, prompts: Sequence[RestartPrompt]) -> list[float | None]:
         if self.screen is None:
@@ -270,7 +270,3 @@ def _fresh(proposal: Proposal, past: history.History) -> Proposal:
     # Equal prompts have equal token ids: the first of them stays.
     unique = dict.fromkeys(proposal.prompts)
     return replace(proposal, prompts=tuple(p for p in unique if p.token_ids not in past.tried))
-
-
-def _key(study: optuna.Study, fixed: Mapping[int, int]) -> Any:
-    return records.identity(study), frozenset(fixed.items())

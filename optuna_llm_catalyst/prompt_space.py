@@ -114,6 +114,9 @@ class PromptSpace:
     def suggest(self, trial: BaseTrial) -> RestartPrompt:
         """Suggests the restart prompt of a trial and sets its user attribute ``prompt``.
 
+        An attribute of this name that the user set stays. A trial of which all tokens were
+        enqueued also gets ``origin``: ``enqueued``.
+
         Raises:
             ValueError: If a token id that was enqueued or fixed is outside the space.
         """
@@ -121,11 +124,14 @@ class PromptSpace:
         params = {name: trial.suggest_int(name, 0, high) for name in self.param_names}
         prompt = self.from_token_ids(list(self.fixed_ids(trial.number, params).values()))
         records.see_user_attrs(trial)
-        if trial.user_attrs.get("prompt") != prompt.text:
+        # Users set user attributes of their own: the study is checked by a copy.
+        known, shown = records.load(trial, "prompt", str), trial.user_attrs.get("prompt")
+        if shown != prompt.text and shown in (None, known):
             trial.set_user_attr("prompt", prompt.text)
-        # Users set user attributes of their own: the study is checked by this copy.
-        if records.load(trial, "prompt", str) != prompt.text:
+        if known != prompt.text:
             records.save(trial, "prompt", prompt.text)
+        if "origin" not in trial.user_attrs and self.find(records.enqueued_params(trial)):
+            trial.set_user_attr("origin", "enqueued")
         return prompt
 
     def enqueue(self, study: optuna.Study, text: str, **params: Any) -> RestartPrompt:

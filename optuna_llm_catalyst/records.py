@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import is_dataclass
+from datetime import datetime
 from functools import lru_cache
 import json
 import os
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 PREFIX = "llm_catalyst:"
 MAX_CHUNK = 2045
+#: The states of trials that give values.
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: The longest text that is kept; a meta-prompt that fills a context of 8192 tokens is shorter.
 MAX_TEXT = 32_000
 #: Marks a trial of which a proposal is requested, before it is, and what came of it.
@@ -106,9 +109,10 @@ def load(trial: BaseTrial, name: str, kind: type[T]) -> T | None:
     try:
         text = "".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks))
         return _parse_shared(text, kind) if is_dataclass(kind) else _parse(text, kind)
-    # Whatever somebody wrote there: JSON that is none, is too deep, or is of another form.
+    # Somebody else may have written it: no JSON, JSON that is too deep, or another form.
     except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        _name_unreadable(trial.number, name, f"{type(error).__name__}: {error}"[:200])
+        why = f"{type(error).__name__}: {error}"[:200]
+        _name_unreadable(trial.datetime_start, trial.number, name, why)
         return None
 
 
@@ -193,7 +197,7 @@ def start_trial(
 
 
 def jsonable(details: Mapping[str, Any]) -> dict[str, Any]:
-    """The details as they are, or as a text where JSON has no word for one of them."""
+    """The details as they are, or their ``repr`` if they cannot be written as JSON."""
     try:
         json.dumps(details, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -218,7 +222,7 @@ def _entries(name: str, payload: Any, present: Mapping[str, Any]) -> list[tuple[
     """The attributes of a record, in the order in which they must be written."""
     text = json.dumps(payload, allow_nan=False, separators=(",", ":"))
     chunks = [text[i : i + MAX_CHUNK] for i in range(0, len(text), MAX_CHUNK)]
-    # A record that is overwritten is none until it is whole again.
+    # While a record is overwritten, it counts as absent.
     unwritten: list[tuple[str, Any]] = [(PREFIX + name, None)] if PREFIX + name in present else []
     written = [(f"{PREFIX}{name}:{i}", chunk) for i, chunk in enumerate(chunks)]
     return [*unwritten, *written, (PREFIX + name, len(chunks))]
@@ -233,8 +237,8 @@ _parse_shared = lru_cache(maxsize=256)(_parse)
 
 
 @lru_cache(maxsize=10_000)
-def _name_unreadable(number: int, name: str, why: str) -> None:
-    """Logs the same line once."""
+def _name_unreadable(start: datetime | None, number: int, name: str, why: str) -> None:
+    """Logs a line once a trial, which number and start tell from those of other studies."""
     _logger.warning(
         f"The record {PREFIX + name!r} of trial {number} cannot be read and counts as absent: "
         f"{one_line(why)}"

@@ -196,8 +196,7 @@ class LLMCatalystSampler(BaseSampler):
         return TPESampler(seed=int(seeds[0]))
 
     def _has_other_params(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        finished = (TrialState.COMPLETE, TrialState.PRUNED)
         for other in reversed(records.all_trials(study)):
-            if other.state in finished and other.number != trial.number:
+            if other.state in records.FINISHED and other.number != trial.number:
                 return bool(other.params.keys() - self._prompt_params.keys())
         return False

@@ -61,7 +61,7 @@ class SchemaError(ValueError):
 def decode(kind: type[T], value: Any, *, at: str = "") -> T:
     """Reads a value that ``json.loads`` made as a type; ``at`` is its place, for the error.
 
-    A whole number is a number, ``true`` is none. NaN and infinities, which are no JSON, are
+    Integers are accepted as numbers; booleans are not. NaN and infinities, which are no JSON, are
     refused. Keys that a dataclass does not have are passed over.
 
     Raises:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import copy
+from itertools import permutations
 import os
 import pickle
 import threading
@@ -25,6 +26,7 @@ from tests.toy_stage import texts
 from tests.toy_stage import told
 from tests.toy_stage import ToyObjective
 from tests.toy_stage import word_space
+from tests.toy_stage import WORDS
 
 
 T = TypeVar("T")
@@ -233,6 +235,53 @@ def test_a_study_of_several_threads_prefetches_distinct_prompts() -> None:
     study.optimize(ToyObjective(SPACE), n_trials=12, n_jobs=3)
     tried = [trial.user_attrs["prompt"] for trial in study.trials]
     assert len(set(tried)) == 12
+
+
+def test_each_request_of_several_threads_is_for_its_trial() -> None:
+    prompts = [" ".join(words) for words in permutations(WORDS[1:8], 3)]
+    provider = Slow()
+    requests, taken = provider.asked, iter(prompts[2:])
+
+    def complete(request: CompletionRequest) -> Completion:
+        requests.append(request)
+        time.sleep(0.002)  # The threads change places.
+        return Completion(reply(next(taken)), "slow")
+
+    provider.complete = complete  # type: ignore[method-assign]
+    study = optuna.create_study(sampler=sampler_of(provider, startup_prompts=prompts[:2]))
+    stage = ToyObjective(SPACE)
+
+    def objective(trial: optuna.Trial) -> float:
+        value = stage(trial)
+        time.sleep(0.001 * (trial.number % 4))
+        return value
+
+    study.optimize(objective, n_trials=60, n_jobs=4)
+    origins = [trial.user_attrs["origin"] for trial in study.trials]
+    for trial in study.trials:
+        if origins[trial.number] == "llm":
+            number = proposal(trial)["history_seen"]["trial"]
+            # A first stage may leave its proposal to a later one.
+            assert number == trial.number or origins[number] == "startup"
+    numbers = [request.trial_number for request in requests]
+    assert len(set(numbers)) == len(numbers)
+    assert len(numbers) <= origins.count("llm") + 1  # One for a trial that nobody runs.
+
+
+def test_a_proposal_whose_trial_ran_elsewhere_is_taken_by_the_next() -> None:
+    provider = Slow()
+    study = optuna.create_study(sampler=sampler_of(provider, startup_prompts=PROMPTS[:1]))
+    stage = ToyObjective(SPACE)
+    study.optimize(stage, n_trials=1)
+    until(lambda: len(provider.asked) == 1)
+    other = optuna.load_study(
+        study_name=study.study_name,
+        storage=study._storage,
+        sampler=LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:1]),
+    )
+    other.optimize(stage, n_trials=1)
+    study.optimize(stage, n_trials=1)
+    assert proposal(study.trials[2])["meta_prompt"] == provider.asked[0].prompt
 
 
 @pytest.mark.parametrize("n_trials", [1, 2])

@@ -13,6 +13,7 @@ from optuna.distributions import IntDistribution
 from optuna.trial import TrialState
 import pytest
 
+from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import StudyMismatchError
 from optuna_llm_catalyst.history import check_trials
@@ -160,6 +161,30 @@ def test_suggesting_works_on_any_kind_of_trial(kind: str) -> None:
     assert prompt.text == "calm answer quick"
     assert trial.user_attrs["prompt"] == prompt.text
     assert space.decode(trial) == prompt
+
+
+def test_a_users_own_prompt_attribute_stays() -> None:
+    space = word_space(3)
+    study = optuna.create_study()
+    prompt = space.from_text("calm answer quick")
+    study.enqueue_trial(space.to_params(prompt), user_attrs={"prompt": "of March"})
+    trial = study.ask()
+    for _ in range(2):
+        assert space.suggest(trial) == prompt
+        assert trial.user_attrs["prompt"] == "of March"
+    check_trials(space, study.trials)
+
+
+def test_the_origin_of_enqueued_params_is_known() -> None:
+    space = word_space(3)
+    params = space.to_params(space.from_text("calm answer quick"))
+    for sampler in (LLMCatalystSampler(space, startup_prompts=["calm"], seed=0), None):
+        study = optuna.create_study(sampler=sampler)
+        study.enqueue_trial(params)
+        study.enqueue_trial({space.param_names[0]: 3})
+        study.optimize(lambda trial: len(space.suggest(trial).text), n_trials=2)
+        origins = [trial.user_attrs.get("origin") for trial in study.trials]
+        assert origins == ["enqueued", "startup" if sampler else None]
 
 
 def test_the_trial_of_a_finished_study_decodes_to_its_prompt() -> None:

@@ -382,6 +382,15 @@ def test_an_unreadable_record_is_absent_and_named_once(
     assert line.startswith(f"The record 'llm_catalyst:{name}' of trial 7 cannot be read")
 
 
+def test_unreadable_records_of_two_studies_are_both_named() -> None:
+    with logged("optuna.optuna_llm_catalyst.records") as lines:
+        for _ in range(2):
+            trial = optuna.create_study().ask()
+            records.save(trial, "prompt", ["calm"])
+            assert records.load(trial, "prompt", str) is None
+    assert len(lines) == 2
+
+
 @pytest.mark.parametrize("n_chunks", ["1", 1.0, [], {}, -1, 0, 10**30, True])
 @pytest.mark.parametrize("chunk", [None, 5, [], "[" * 100_000, "9" * 5_000, "\ud800"])
 def test_chunks_of_any_kind_are_absent(n_chunks: Any, chunk: Any) -> None:

@@ -86,6 +86,24 @@ def test_workers_that_ask_at_the_same_time_try_different_prompts(
     assert len(set(suggested)) == n_workers
 
 
+def test_a_prompt_that_another_worker_just_finished_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other one starts and ends between this one's look at the history and its choice."""
+    sampler = LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:2], seed=0)
+    study, from_study = optuna.create_study(sampler=sampler), history.from_study
+
+    def read_and_be_slow(*args: Any, **kwargs: Any) -> history.History:
+        past = from_study(*args, **kwargs)
+        monkeypatch.setattr(history, "from_study", from_study)
+        study.tell(other := study.ask(), len(SPACE.suggest(other).text))
+        return past
+
+    monkeypatch.setattr(history, "from_study", read_and_be_slow)
+    SPACE.suggest(study.ask())
+    assert {t.user_attrs["prompt"] for t in study.trials} == {*PROMPTS[:2]}
+
+
 def test_a_startup_prompt_that_always_fails_blocks_nothing() -> None:
     study = optuna.create_study(
         sampler=LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:2], seed=0)

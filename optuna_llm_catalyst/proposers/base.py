@@ -1,4 +1,4 @@
-"""The seam between the sampler and whoever thinks of restart prompts."""
+"""The interface between the sampler and proposers."""
 
 from __future__ import annotations
 

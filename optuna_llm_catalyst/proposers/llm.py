@@ -32,7 +32,7 @@ from optuna_llm_catalyst.providers.base import estimated_tokens
 from optuna_llm_catalyst.providers.base import Provider
 
 
-#: With less time than this no reply can come.
+#: Shorter timeouts are not worth a request.
 _MIN_TIMEOUT_S = 0.05
 #: Characters of what the LLM is told of its last reply, and tokens to keep free for it.
 _MAX_PROBLEM = 300
@@ -141,18 +141,20 @@ class LLMProposer:
                 problem += f"; the {self._timeout:g} s for a proposal are over"
                 break
             text = built.text + _correction(problem)
-            completion_request = _completion_request(request, text, attempts, left)
+            seed = _seed(request, len(attempts))
             try:
+                completion_request = _completion_request(request, text, seed, attempts, left)
                 judged, row = self._attempt(completion_request, request)
             except Exception as error:  # Providers of third parties raise whatever.
                 # A server may have written it: it goes to logs and terminals.
                 message = records.clip(one_line(str(error)), _MAX_ERROR)
-                attempts.append({"seed": completion_request.seed, "error": message})
+                attempts.append({"seed": seed, "error": message})
                 problem = f"{type(error).__name__}: {message}"
                 break
             attempts.append(row)
             problem = judged.problem
             too_long = judged.too_long or too_long
+        details["provider"] = self._provider.name  # It may learn the model's name by requests.
         # What is too long is cut to the space's length: better than none, and recorded.
         prompts = judged.usable + judged.too_long or too_long
         if not prompts:
@@ -188,22 +190,31 @@ class LLMProposer:
         }
 
 
+def _seed(request: ProposalRequest, attempt: int) -> int:
+    """The proposal's seed for the first attempt; later ones derive theirs from it."""
+    derived = np.random.SeedSequence([request.seed, attempt]).generate_state(1)[0]
+    return int(derived & 0x7FFFFFFF) if attempt else request.seed
+
+
 def _completion_request(
-    request: ProposalRequest, text: str, attempts: Sequence[Mapping[str, Any]], timeout: float
+    request: ProposalRequest,
+    text: str,
+    seed: int,
+    attempts: Sequence[Mapping[str, Any]],
+    timeout: float,
 ) -> CompletionRequest:
     """The request of the next attempt."""
-    number, n_candidates = len(attempts), request.n_candidates
-    derived = np.random.SeedSequence([request.seed, number]).generate_state(1)[0] & 0x7FFFFFFF
+    n_candidates = request.n_candidates
     # A reply that the server cut may have been thinking: then its own limit alone holds.
     was_cut = any("server_problem" in row for row in attempts)
     most = reply.max_tokens(n_candidates, request.space.num_virtual_tokens)
     return CompletionRequest(
         prompt=text,
         schema=reply.schema(n_candidates, reply.pattern(request.space)),
-        seed=int(derived) if attempts else request.seed,
+        seed=seed,
         trial_number=request.trial_number,
         proposal_index=len(request.history.proposals),
-        attempt=number,
+        attempt=len(attempts),
         timeout=timeout,
         max_tokens=None if was_cut else most,
     )

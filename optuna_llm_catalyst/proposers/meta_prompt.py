@@ -80,7 +80,7 @@ def _ever_shorter(history: History, names: list[str]) -> Iterator[tuple[History,
         if point.kind != "stage" or point.trial_number != newest:
             points.remove(point)
             yield replace(history, points=tuple(points)), names
-    # In their order: what stands far from the question is missed least.
+    # In their order: earlier sections matter least.
     for name in names:
         if name not in INSTRUCTIONS:
             names = [kept for kept in names if kept != name]

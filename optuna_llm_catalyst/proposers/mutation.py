@@ -1,4 +1,4 @@
-"""Restart prompts without an LLM: the baseline for it, and the fallback when it is silent."""
+"""Restart prompts without an LLM: the baseline for it, and the fallback when the LLM fails."""
 
 from __future__ import annotations
 

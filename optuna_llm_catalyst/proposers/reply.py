@@ -68,7 +68,7 @@ def schema(n_candidates: int, pattern: str = "") -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def pattern(space: PromptSpace) -> str:
-    """A regular expression for prompts of words, or "" where there is no short one.
+    """A regular expression for prompts of words, or "" if it would be too long.
 
     It bounds the words of a prompt and the letters of a word: without a bound, a small model
     that a server holds to the pattern runs on. Its letters are those that the vocabulary uses.

@@ -213,7 +213,7 @@ DEFAULT_SECTIONS = ("task", "mechanism", "examples", "ranked_prompts", "in_fligh
 
 
 def check_sections(names: Sequence[str]) -> None:
-    """Raises a ValueError for what is no list of names of sections."""
+    """Raises a ValueError unless ``names`` is a list of section names."""
     if isinstance(names, str) or not set(names) <= SECTIONS.keys():
         known = ", ".join(SECTIONS)
         raise ValueError(f"`sections` must be a list of names among {known}, got {names!r}.")
@@ -259,7 +259,7 @@ def _line(point: HistoryPoint, request: ProposalRequest) -> str:
 
 
 def _shown(prompt: RestartPrompt, request: ProposalRequest) -> str:
-    """A prompt as it may be written again: padding is no word to copy."""
+    """A prompt without padding, so that the LLM does not copy it."""
     return _quoted(request.space.without_padding(prompt))
 
 

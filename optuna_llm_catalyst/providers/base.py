@@ -96,6 +96,7 @@ class LimitedProvider:
         self._num_ctx = num_ctx
         self._num_predict = num_predict
         self._temperature = temperature
+        self._thinks = False  # Learnt from replies that were cut.
 
     @property
     def name(self) -> str:
@@ -106,13 +107,16 @@ class LimitedProvider:
         return self._num_ctx - self._num_predict
 
     def _limit(self, request: CompletionRequest) -> int:
-        """Tokens that a reply may have."""
-        return min(self._num_predict, request.max_tokens or self._num_predict)
+        """Tokens that a reply may have; a model that thinks needs more than its reply does."""
+        needed = None if self._thinks else request.max_tokens
+        return min(self._num_predict, needed or self._num_predict)
 
     def _completion(
         self, text: str, thoughts: str, reason: str | None, limit: int, details: dict[str, Any]
     ) -> Completion:
         """A completion that ended for a reason; the text may be found among the thoughts."""
+        has_thought = thoughts.strip() or not text.strip() or text.lstrip().startswith("<think>")
+        self._thinks |= reason == "length" and bool(has_thought)
         if thoughts.strip() and not text.strip():
             text = thoughts
             details["reply_from"] = "thinking"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 import ipaddress
 import os
 import sys
@@ -120,6 +121,9 @@ def _client(server: Server) -> ollama.AsyncClient:
     with _IMPORT:
         hidden = {}
         if "ollama" not in sys.modules:  # Its import makes a client, with these variables.
+            with suppress(ImportError):  # First what takes time: other threads miss them, too.
+                import_module("httpx")
+                import_module("pydantic")
             names = {name for name in os.environ if name.upper().endswith("_PROXY")}
             names |= os.environ.keys() & _VARIABLES
             hidden = {name: os.environ.pop(name) for name in names}

@@ -39,7 +39,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class _Message:
     content: str | None = None
-    # Where servers put what a model thought. What is no text there does not matter.
+    # Where servers put what a model thought. Values that are not text are ignored.
     reasoning_content: Any = None
     reasoning: Any = None
 
@@ -191,12 +191,15 @@ class OpenAICompatibleProvider(LimitedProvider):
             body = self._server.exchange(self._client, work, timeout)
         except ProviderError as error:
             if advice := self._advice(error.status or 0, str(error)):
-                raise ProviderError(f"{error} ({advice})", status=error.status) from error
+                raise ProviderError(
+                    f"{error} ({advice})", status=error.status, said=error.said
+                ) from error
             raise
         try:
             return decode(kind, json.loads(body))
         except (RecursionError, ValueError) as error:
-            start = " ".join(body[:800].decode(errors="replace").split())[:200]
+            text = self._server.masked(body[:800].decode(errors="replace"))
+            start = " ".join(text.split())[:200]
             fault = f"gave no usable answer: {first_line(error)}, in {start!r}"
             raise ProviderError(f"{self._server.where} {fault}") from error
 
@@ -230,7 +233,7 @@ def _response_format(form: ReplyFormat) -> dict[str, Any]:
     schema = dict(form.schema)
     if form.kind == "json_object":
         return {"response_format": {"type": "json_object", "schema": schema}}
-    # Not `strict`, whose rules forbid schemas that are no trouble to local servers.
+    # Strict mode rejects schemas that local servers accept.
     named = {"name": "prompts", "schema": schema}
     return {"response_format": {"type": "json_schema", "json_schema": named}}
 

@@ -22,6 +22,7 @@ import ssl
 import time
 from typing import Any
 from typing import TypeVar
+from urllib.parse import SplitResult
 from urllib.parse import unquote
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -42,10 +43,15 @@ _CONNECT_TIMEOUT_S = 10.0
 METADATA_TIMEOUT_S = 10.0
 #: HTTP statuses after which the same request may succeed a little later.
 _TRANSIENT_STATUS = (408, 429, 502, 503, 504)
-#: What Ollama says with status 500 when the process that runs the model died.
+#: What Ollama says with status 500 when the process that runs the model died. The request is
+#: repeated like after any other transient error.
 _CRASH = re.compile("runner|unexpected EOF")
 #: What servers call the part of a request that they refuse.
-_FORMAT = re.compile(r"\bformat\b|response_format|json_object|schema|grammar|\bpattern")
+_FORMAT = re.compile(
+    "response_format|json_object|schema|grammar|\\bpattern|[`'\"]format[`'\"]|Request\\.format"
+    r"|\b(invalid|unsupported|for) format\b|\bformat is not supported",
+    re.IGNORECASE,
+)
 #: The headers that servers need, and the one by which OpenAI's client knows that its caller reads
 #: the body. That client also sends facts about this machine, and OPENAI_CUSTOM_HEADERS.
 _HEADERS = {
@@ -117,6 +123,17 @@ class Server:
                 raise told from None
             raise self._provider_error(chain, timeout) from error
 
+    @property
+    def _url(self) -> SplitResult:
+        return urlsplit(self.url if "//" in self.url else f"//{self.url}")
+
+    @property
+    def _basic(self) -> str:
+        """The URL's user and password as a header has them; empty if there is no user."""
+        user, password = self._url.username, self._url.password
+        pair = "" if user is None else f"{unquote(user)}:{unquote(password or '')}"
+        return base64.b64encode(pair.encode()).decode()
+
     def client_options(self) -> dict[str, Any]:
         """Arguments that close the traps of an ``httpx`` client; httpx2 takes the same."""
         return {
@@ -135,13 +152,19 @@ class Server:
             del request.headers[header]
         # The limit on a body is for what it unpacks to.
         request.headers["Accept-Encoding"] = "identity"
-        url = urlsplit(self.url if "//" in self.url else f"//{self.url}")
         if self.key:
             request.headers["Authorization"] = f"Bearer {self.key}"
-        elif url.username is not None:
-            pair = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()
-            request.headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+        elif self._basic:
+            request.headers["Authorization"] = f"Basic {self._basic}"
         return request
+
+    def masked(self, text: str) -> str:
+        """What the server wrote, without the credentials that it was sent."""
+        password = self._url.password or ""
+        for secret in (self.key, self._basic, unquote(password), password):
+            if secret:
+                text = text.replace(secret, "***")
+        return text
 
     async def _read(self, response: Any) -> None:
         """Reads a response's body up to the limit, before the client would read all of it."""
@@ -154,14 +177,14 @@ class Server:
                 raise ProviderError(f"{self.where}: its answer is over {MAX_BODY} bytes long")
         response._content = bytes(body)  # What the client then takes for read.
         if not response.is_success:
-            said = one_line(message_of(body.decode(errors="replace")))
-            said = (said.replace(self.key, "***") if self.key else said)[:300]
+            said = self.masked(one_line(message_of(body.decode(errors="replace"))))[:300]
             status = response.status_code
             crashed = status == 500 and _CRASH.search(said)
             raise ProviderError(
                 f"{self.where} answered with HTTP {status}: {said}",
                 transient=status in _TRANSIENT_STATUS or bool(crashed),
                 status=status,
+                said=said,
             )
 
     def _provider_error(self, chain: list[BaseException], timeout: float) -> ProviderError:
@@ -236,11 +259,11 @@ def in_format(
     numbers = [i for i in range(first, len(formats)) if i != 1 or plain != schema or first == 1]
     for i in numbers:
         try:
-            sent = send(formats[i], deadline - time.monotonic())
+            sent = send(formats[i], max(deadline - time.monotonic(), 0.0))
             return sent, formats[i].details, i
         except ProviderError as error:
-            is_format = error.status in (400, 422, 500) and _FORMAT.search(str(error))
-            if not is_format or i == numbers[-1]:
+            is_format = error.status in (400, 422, 500) and _FORMAT.search(error.said)
+            if not is_format or i == numbers[-1] or time.monotonic() >= deadline:
                 raise
     raise AssertionError("The last format is sent or raises.")
 

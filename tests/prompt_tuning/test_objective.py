@@ -151,7 +151,10 @@ def test_a_trial_without_a_study_has_the_same_record(
     study.enqueue_trial(params)
     study.optimize(objective, n_trials=1)
     assert value == study.best_value
-    studys_own = {"soft_prompt_artifact": study.best_trial.user_attrs["soft_prompt_artifact"]}
+    studys_own = {
+        "soft_prompt_artifact": study.best_trial.user_attrs["soft_prompt_artifact"],
+        "origin": "enqueued",
+    }
     assert trial.user_attrs | studys_own == study.best_trial.user_attrs
     assert load_trajectory(trial) == load_trajectory(study.best_trial)
 

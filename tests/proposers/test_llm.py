@@ -155,6 +155,27 @@ def test_no_more_candidates_are_taken_than_were_wanted() -> None:
 # The record.
 
 
+def test_the_record_names_the_model_that_the_server_chose() -> None:
+    @dataclass
+    class Nameless(Script):
+        def complete(self, request: CompletionRequest) -> Completion:
+            self.name = "script:found"
+            return super().complete(request)
+
+    assert propose(Nameless((USABLE,)))[0].details["provider"] == "script:found"
+    assert fail(Nameless((DEAD,)))[1]["provider"] == "script:found"
+
+
+def test_a_pattern_that_cannot_be_made_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pattern(space: Any) -> str:
+        raise ValueError("odd vocabulary")
+
+    monkeypatch.setattr(reply, "pattern", pattern)
+    message, details = fail(script(USABLE))
+    assert message == "ValueError: odd vocabulary"
+    assert details["attempts"] == [{"seed": 11, "error": "odd vocabulary"}]
+
+
 def test_the_record_tells_how_a_proposal_came_about() -> None:
     completion = Completion(USABLE, "script-1", details={"digest": "abc", "prompt_tokens": 12})
     proposal, attempts = propose(script(completion))

@@ -349,6 +349,17 @@ def test_key_that_the_server_repeats() -> None:
     assert "given-key" not in str(caught.value)
 
 
+@pytest.mark.parametrize("echo", ["s%40cret", "s@cret", "Basic YW5uYTpzQGNyZXQ="])
+@pytest.mark.parametrize("status", [200, 401])
+def test_password_that_the_server_repeats(status: int, echo: str) -> None:
+    with OpenAIServer([Fault(status, error(f"refused {echo}, sorry"))]) as server:
+        provider = OpenAICompatibleProvider(
+            MODEL, base_url=server.url.replace("//", "//anna:s%40cret@")
+        )
+        with pytest.raises(ProviderError, match=r"refused (Basic )?\*\*\*, sorry"):
+            provider.complete(REQUEST)
+
+
 def test_credentials_in_the_url() -> None:
     with OpenAIServer([GOOD, Fault(500)]) as server:
         url = server.url.replace("//", "//anna:s%40cret@")
@@ -506,6 +517,22 @@ def test_limit_of_a_reply(own: int, needed: int | None, sent: int) -> None:
     assert server.chats[0]["max_tokens"] == sent
     assert completion.details["options"]["num_predict"] == sent
     assert completion.problem == f"it was cut at max_tokens={sent}"
+
+
+@pytest.mark.parametrize(
+    ("message", "limits"),
+    [
+        ({"content": "", "reasoning": "Let me see"}, [77, 999]),
+        ({"content": "<think>Let me see"}, [77, 999]),
+        ({"content": GOOD[:9]}, [77, 77]),
+    ],
+)
+def test_model_that_thinks_gets_all_room_once_it_is_known(message: Any, limits: list[int]) -> None:
+    with OpenAIServer([{"choices": [choice(finish_reason="length", **message)]}, GOOD]) as server:
+        provider = provider_of(server, num_predict=999)
+        for _ in limits:
+            provider.complete(replace(REQUEST, max_tokens=77))
+    assert [body["max_tokens"] for body in server.chats] == limits
 
 
 @pytest.mark.parametrize("timeout", [1e10, 1e300, float("inf")])

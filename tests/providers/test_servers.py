@@ -77,7 +77,7 @@ def test_strictest_format_that_is_taken(
         number = ["json_schema", "json_object", "none"].index(reply_format.kind)
         number += bool(number) or "pattern" in reply_format.details
         if number in refused:
-            raise ProviderError("unknown response_format", status=400)
+            raise ProviderError("no", status=400, said="unknown response_format")
         return reply_format
 
     try:
@@ -100,6 +100,9 @@ def test_strictest_format_that_is_taken(
         (400, "unknown response_format.type", 3),
         (422, "no field `format`", 3),
         (500, "failed to parse grammar", 3),
+        (400, 'invalid format: "yaml"; expected "json" or a valid JSON Schema object', 3),
+        (400, "json: cannot unmarshal object into Go struct field ChatRequest.format", 3),
+        (400, "context length exceeded; check the request format", 1),
         (400, "bad temperature", 1),
         (500, "for more information see the log", 1),
         (404, "no such schema", 1),
@@ -111,11 +114,23 @@ def test_refusal_of_a_format_is_known_by_its_words(status: int, said: str, n_sen
 
     def send(reply_format: ReplyFormat, seconds: float) -> None:
         sent.append(reply_format)
-        raise ProviderError(said, status=status)
+        raise ProviderError(f"http://format-schema: {said}", status=status, said=said)
 
     with pytest.raises(ProviderError):
         in_format(CompletionRequest("Write a prompt.", PLAIN, seed=1), 0, send)
     assert len(sent) == n_sent
+
+
+def test_refusal_is_raised_where_no_time_is_left() -> None:
+    limits = []
+
+    def send(reply_format: ReplyFormat, seconds: float) -> None:
+        limits.append(seconds)
+        raise ProviderError("no such format", status=400, said="no such 'format'")
+
+    with pytest.raises(ProviderError, match="no such format"):
+        in_format(CompletionRequest("Write a prompt.", PLAIN, seed=1, timeout=-1), 0, send)
+    assert limits == [0.0]
 
 
 def nested(message: str, depth: int) -> str:
