@@ -11,7 +11,6 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
-from optuna.trial import TrialState
 import sqlalchemy
 import tenacity
 
@@ -24,7 +23,6 @@ from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _SETUP = "llm_catalyst:setup"
 _STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError)
 #: What databases say when several processes create their tables at once.
@@ -81,7 +79,7 @@ def load_study(storage: str, name: str) -> optuna.Study:
 def check_ours(study: optuna.Study, param_names: Sequence[str]) -> None:
     """Refuses a study of something else, whose values mean something else."""
     for trial in records.all_trials(study):
-        if trial.state in FINISHED and not set(param_names) & trial.params.keys():
+        if trial.state in records.FINISHED and not set(param_names) & trial.params.keys():
             raise StudyMismatchError(
                 f"study {study.study_name!r} is not one of prompt tuning: trial {trial.number} "
                 f"has the parameters {', '.join(trial.params) or 'none'}. Choose another "

@@ -216,7 +216,7 @@ def _resume(
         "model with fingerprint": model.fingerprint,
     }
     studies.check_setup(study, setup)
-    finished = [trial for trial in trials if trial.state in studies.FINISHED]
+    finished = [trial for trial in trials if trial.state in records.FINISHED]
     # Stages that were trained in another way are not comparable by their losses.
     settings = objective.stage_settings
     last = next(filter(None, map(report.stage_settings, reversed(finished))), settings)
