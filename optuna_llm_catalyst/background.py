@@ -1,4 +1,4 @@
-"""Work in a daemon thread: one that nobody wants any more does not keep the process alive."""
+"""Work in a daemon thread, which does not keep the process alive if nobody waits for it."""
 
 from __future__ import annotations
 

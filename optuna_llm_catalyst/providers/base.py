@@ -1,4 +1,4 @@
-"""The seam to an LLM: one completion of one prompt."""
+"""The interface to an LLM: one completion of one prompt."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Provider(Protocol):
         """Tokens of its own tokenizer that a prompt may have; None for no limit."""
 
     def complete(self, request: CompletionRequest) -> Completion:
-        """Asks once, without retries, and comes back within ``request.timeout`` seconds.
+        """Makes a request once, without retries, and returns within ``request.timeout`` seconds.
 
         Raises:
             ProviderError: If there is no reply; ``transient`` if the same request may succeed a

@@ -30,6 +30,7 @@ from optuna_llm_catalyst.providers.servers import MAX_BODY
 from tests.ollama_server import Fault
 from tests.ollama_server import OllamaServer
 from tests.ollama_server import Reply
+from tests.providers.schemas import assert_steps_down_once
 from tests.providers.schemas import PATTERNED
 from tests.providers.schemas import PLAIN
 from tests.toy_stage import reply
@@ -550,18 +551,17 @@ FORMATS: dict[str, tuple[Any, Fault, list[Any], dict[str, Any]]] = {
 def test_refused_formats(
     refuses: Any, fault: Fault, sent: list[Any], details: dict[str, Any]
 ) -> None:
-    """The provider steps down once, says so and remembers it; copies may learn it again."""
     request = replace(REQUEST, schema=PATTERNED)
     with OllamaServer(lambda body: fault if refuses(body.get("format")) else GOOD) as server:
         provider = OllamaProvider(host=server.url)
-        for _ in range(2):
-            completion = provider.complete(request)
-            told = completion.details
-            assert completion.text == GOOD
-            assert {k: told[k] for k in ("format", "pattern") if k in told} == details
-        assert [body.get("format") for body in server.chats] == [*sent, sent[-1]]
-        for twin in (copy.deepcopy(provider), pickle.loads(pickle.dumps(provider))):
-            assert twin.complete(request).text == GOOD
+        assert_steps_down_once(
+            provider,
+            request,
+            GOOD,
+            lambda: [body.get("format") for body in server.chats],
+            sent,
+            details,
+        )
 
 
 def test_refusal_of_every_format_is_an_error() -> None:

@@ -20,6 +20,7 @@ from tests.openai_server import choice
 from tests.openai_server import Endless
 from tests.openai_server import OpenAIServer
 from tests.openai_server import Redirect
+from tests.providers.schemas import assert_steps_down_once
 from tests.providers.schemas import PATTERNED
 from tests.providers.schemas import PLAIN
 from tests.toy_stage import reply
@@ -494,19 +495,18 @@ FORMATS: dict[str, tuple[Any, Fault, list[Any], dict[str, Any]]] = {
 def test_refused_formats(
     refuses: Any, fault: Fault, sent: list[Any], details: dict[str, Any]
 ) -> None:
-    """The provider steps down once, says so and remembers it; copies may learn it again."""
     request = replace(REQUEST, schema=PATTERNED)
     answer: Any = lambda body: fault if refuses(body.get("response_format")) else GOOD  # noqa: E731
     with OpenAIServer(answer) as server:
         provider = provider_of(server)
-        for _ in range(2):
-            completion = provider.complete(request)
-            told = completion.details
-            assert completion.text == GOOD
-            assert {k: told[k] for k in ("format", "pattern") if k in told} == details
-        assert [body.get("response_format") for body in server.chats] == [*sent, sent[-1]]
-        for twin in (copy.deepcopy(provider), pickle.loads(pickle.dumps(provider))):
-            assert twin.complete(request).text == GOOD
+        assert_steps_down_once(
+            provider,
+            request,
+            GOOD,
+            lambda: [body.get("response_format") for body in server.chats],
+            sent,
+            details,
+        )
 
 
 @pytest.mark.parametrize(("own", "needed", "sent"), [(77, 99, 77), (99, 77, 77), (77, None, 77)])

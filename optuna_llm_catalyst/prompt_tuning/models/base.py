@@ -80,9 +80,6 @@ class TaskModel(Protocol):
         The same arguments give the same prompts.
         """
 
-    def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
-        """The prompts with heads that are fitted to the frozen model under them."""
-
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         """Log-probabilities of the labels, of shape ``(P, B, C)``.
 

@@ -16,12 +16,10 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.prompt_tuning.data import Example
-from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
-from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.split import Field
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
@@ -90,14 +88,6 @@ class DualEncoderClassifier(PromptedEncoder):
         features = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
         field = Field(F.normalize(features[0], dim=-1))  # (B, d)
         return Split(tokens.examples, tokens.labels, {"features": field}, (1,) * len(tokens))
-
-    def start(
-        self, token_ids: Sequence[Sequence[int]], train: Split, kind: PromptKind = SOFT
-    ) -> Prompt:
-        return Prompt(kind, kind.start(self.embed(token_ids), self.placement))
-
-    def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
-        return prompt  # The class names are the head.
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         features = self._features(self._classes, prompt, "labels", max_sequences=_MAX_CLASSES)

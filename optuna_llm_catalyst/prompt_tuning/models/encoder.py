@@ -12,8 +12,11 @@ from torch import Tensor
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models import meter
 from optuna_llm_catalyst.prompt_tuning.models import tokens
+from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
@@ -29,6 +32,7 @@ class PromptedEncoder:
     """
 
     is_differentiable = True
+    placement: Placement
 
     def __init__(self, pretrained: Pretrained) -> None:
         self.name = pretrained.name
@@ -70,6 +74,12 @@ class PromptedEncoder:
             )
         ids = torch.tensor([list(ids) for ids in token_ids], device=self.device)
         return tokens.embed_tokens(self.encoder, ids).float()
+
+    def start(
+        self, token_ids: Sequence[Sequence[int]], train: Split, kind: PromptKind = SOFT
+    ) -> Prompt:
+        """``P`` prompts that start at words, without a head."""
+        return Prompt(kind, kind.start(self.embed(token_ids), self.placement))
 
     def _tokenize(
         self, examples: Sequence[Example], *, max_length: int | None, n_reserved: int = 0

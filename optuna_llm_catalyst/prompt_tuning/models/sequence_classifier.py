@@ -75,11 +75,11 @@ class SequenceClassifier(PromptedEncoder):
     def start(
         self, token_ids: Sequence[Sequence[int]], train: Split, kind: PromptKind = SOFT
     ) -> Prompt:
-        prompt = Prompt(kind, kind.start(self.embed(token_ids), self.placement))
-        return self.fresh_head(prompt, train)
+        return self.fresh_head(super().start(token_ids, train, kind), train)
 
     @torch.no_grad()
     def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
+        """The prompts with heads that are fitted to the frozen encoder under them."""
         features = self._prompted(prompt, train)
         return prompt.with_head(fit_heads(features, train.labels, len(self.labels)))
 
