@@ -123,7 +123,7 @@ def test_sequence_classifier_reads_a_hard_prompt_as_tokens(
 def test_dual_encoder_reads_a_hard_prompt_as_tokens(
     encoder: str, pairs: bool, prompt: str
 ) -> None:
-    model = make_dual(encoder, temperature=0.25)
+    model = make_dual(encoder, temperature=0.25, max_virtual_tokens=0)
     plain, tokenizer = make_encoder(encoder)
     plain.eval()
     examples = make_examples(7, seed=0, pairs=pairs)
@@ -216,7 +216,7 @@ def test_texts_are_cut_to_what_the_longest_prompt_leaves(encoder: str) -> None:
 def test_dual_encoder_reads_all_of_a_text_that_fits(encoder: str) -> None:
     tail = " ".join(["the"] * (N_POSITIONS - (2 if encoder == "headless" else 3)))
     texts = (f"{tail} wolf", f"{tail} bread", f"{tail} wolf bread")
-    rows = make_dual(encoder).encode([Example(text, 0) for text in texts]).rows("features")
+    rows = make_dual(encoder, max_virtual_tokens=0).encode([Example(text, 0) for text in texts]).rows("features")
     assert not torch.allclose(rows[0], rows[1], atol=1e-3)
     assert_same(rows[0], rows[2])
 
@@ -313,8 +313,7 @@ class DeepPrompt(SoftPrompt):
     """It stands at another layer, too."""
 
     def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
-        at_input = super().layers(tensors, side, batch)[0]
-        return {0: at_input, 1: at_input}
+        return {layer: t for t in super().layers(tensors, side, batch).values() for layer in (0, 1)}
 
 
 @dataclass(frozen=True)
@@ -322,6 +321,8 @@ class InputPrompt(SoftPrompt):
     """Each input has its own virtual tokens: its length decides between two sets of them."""
 
     def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
+        if side not in tensors:
+            return {}
         return {0: torch.stack([self.of(tensors[side], n) for n in batch.lengths], dim=1)}
 
     @staticmethod

@@ -15,15 +15,18 @@ from optuna_llm_catalyst.prompt_tuning import Prompt
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.prompts import KINDS
+from optuna_llm_catalyst.prompt_tuning.prompts import one_side
 from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
 SIDES: tuple[Side, ...] = ("texts", "labels")
 each_side = pytest.mark.parametrize("side", SIDES)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
+TWO_SIDED = TwoSidedPrompt()
 BATCH = Split((), torch.zeros(0, dtype=torch.long), {}, ())
 
 
@@ -34,6 +37,12 @@ def numbers(*shape: int) -> Tensor:
 
 def make_prompt(n: int = 3, length: int = 2, width: int = 4, *, side: Side = "texts") -> Prompt:
     return Prompt(SOFT, SOFT.start(numbers(n, length, width), Placement((side,), 2, 9)))
+
+
+def placement(kind: SoftPrompt, side: Side) -> Placement:
+    """Where a model takes a kind of prompt whose usual side is given."""
+    [other] = set(SIDES) - {side}
+    return Placement((side, other) if kind == TWO_SIDED else (side,), 2, 9)
 
 
 def make_head(n: int) -> dict[str, Tensor]:
@@ -60,7 +69,7 @@ def test_a_start_can_be_read_as_its_words(
     kind: SoftPrompt, side: Side, shape: tuple[int, int, int]
 ) -> None:
     embeddings = numbers(*shape)
-    prompt = Prompt(kind, kind.start(embeddings, Placement((side,), 2, 9)))
+    prompt = Prompt(kind, kind.start(embeddings, placement(kind, side)))
     assert len(prompt) == shape[0]
     assert torch.equal(prompt.words(), embeddings)
 
@@ -68,12 +77,37 @@ def test_a_start_can_be_read_as_its_words(
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 @each_side
 def test_a_prompt_stands_on_a_side_that_the_model_has(kind: SoftPrompt, side: Side) -> None:
-    prompt = Prompt(kind, kind.start(numbers(3, 2, 4), Placement((side,), 2, 9)))
-    [other] = set(SIDES) - {side}
-    assert prompt.layers(other, BATCH) == {}
+    where = placement(kind, side)
+    prompt = Prompt(kind, kind.start(numbers(3, 2, 4), where))
+    for other in set(SIDES) - set(where.sides):
+        assert prompt.layers(other, BATCH) == {}
     for layer, tokens in prompt.layers(side, BATCH).items():
         assert layer < 2
         assert (len(tokens), tokens.shape[1], tokens.shape[3]) == (3, 1, 4)
+
+
+def test_two_sides_start_at_the_same_words_and_are_two_tensors() -> None:
+    prompt = Prompt(TWO_SIDED, TWO_SIDED.start(numbers(3, 2, 4), placement(TWO_SIDED, "labels")))
+    labels, texts = (prompt.layers(side, BATCH)[0] for side in ("labels", "texts"))
+    assert torch.equal(labels, texts)
+    prompt.tensors["texts"].add_(1)
+    assert torch.equal(prompt.layers("labels", BATCH)[0], labels)
+    assert torch.equal(prompt.words(), labels.squeeze(1))
+
+
+@each_side
+def test_one_side_of_two_is_a_soft_prompt_of_that_side(side: Side) -> None:
+    prompt = Prompt(TWO_SIDED, TWO_SIDED.start(numbers(3, 2, 4), placement(TWO_SIDED, side)))
+    one = one_side(prompt.with_head(make_head(3)), side)
+    assert one.kind == SOFT
+    assert one.tensors.keys() == {side, "head.weight", "head.bias"}
+    assert torch.equal(one.words(), prompt.tensors[side])
+
+
+@each_side
+def test_a_model_of_one_side_takes_no_prompt_of_two(side: Side) -> None:
+    with pytest.raises(ValueError, match=f"this one takes prompts before: {side}"):
+        TWO_SIDED.start(numbers(1, 2, 3), Placement((side,), 2, 9))
 
 
 @each_side

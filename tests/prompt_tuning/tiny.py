@@ -180,6 +180,7 @@ def make_pretrained(name: str = "bert") -> Pretrained:
 
 
 def make_dual(encoder: str = "bert", **options: Any) -> DualEncoderClassifier:
+    options = {"max_virtual_tokens": 8} | options
     return DualEncoderClassifier(make_pretrained(encoder), LABELS, **options)
 
 

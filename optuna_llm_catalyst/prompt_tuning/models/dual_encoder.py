@@ -4,11 +4,15 @@ A class is encoded as ``[CLS] prompt name [SEP]``, a text as it is; the logits a
 over a temperature (arXiv 2109.01134, eq. 1, with a text in place of the image). The texts'
 features do not depend on the prompt and are computed once, so a step costs ``C`` short sequences
 however many examples there are.
+
+A prompt may stand before the texts, too. While it is trained, every step encodes its batch of
+texts; once it is kept, the features under it are computed once, as those of plain texts are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 import math
 
 import torch
@@ -41,6 +45,8 @@ class DualEncoderClassifier(PromptedEncoder):
             Divides the cosines; 0.05 is what sentence encoders are commonly trained with.
         max_length:
             Tokens at which texts are cut. Default: what the encoder can take.
+        max_virtual_tokens:
+            Positions of a text that are kept free for a prompt before it; at most half of them.
 
     Raises:
         ValueError: If the encoder cannot read a prompt, or a class name leaves no room for one.
@@ -60,6 +66,7 @@ class DualEncoderClassifier(PromptedEncoder):
         *,
         temperature: float = 0.05,
         max_length: int | None = None,
+        max_virtual_tokens: int = 64,
     ) -> None:
         super().__init__(pretrained)
         if not (temperature > 0 and math.isfinite(temperature)):
@@ -68,11 +75,13 @@ class DualEncoderClassifier(PromptedEncoder):
         self.settings = {"temperature": temperature, "max_length": max_length}
         self._temperature = temperature
         self._max_length = max_length
+        self._n_reserved = min(max_virtual_tokens, self._n_positions // 2)
         self._classes = self._encode_classes()
         self.placement = Placement(
             ("labels", "texts"),
             self._n_layers,
             self._n_positions - max(self._classes.lengths),
+            {"texts": self._n_reserved},
         )
 
     @torch.no_grad()
@@ -82,18 +91,40 @@ class DualEncoderClassifier(PromptedEncoder):
         Args:
             examples: The examples.
             under: A prompt (``P = 1``) that stands before each text and no longer changes.
+
+        Returns:
+            A split with the features, of shape ``(B, d)``. Without ``under`` it holds the texts'
+            tokens, too, for prompts that are trained before them.
         """
-        n_reserved = 0 if under is None else under.words().shape[1]
-        tokens = self._tokenize(examples, max_length=self._max_length, n_reserved=n_reserved)
+        tokens = self._tokenize(
+            examples, max_length=self._max_length, n_reserved=self._n_reserved
+        )
         features = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
         field = Field(F.normalize(features[0], dim=-1))  # (B, d)
-        return Split(tokens.examples, tokens.labels, {"features": field}, (1,) * len(tokens))
+        fields = {**tokens.fields, "features": field} if under is None else {"features": field}
+        return Split(tokens.examples, tokens.labels, fields, tokens.lengths)
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
+        texts = self._text_features(prompt, batch)  # (P or 1, B, d)
+        cosines = texts @ self.class_features(prompt).mT  # (P, B, C)
+        return F.log_softmax(cosines / self._temperature, dim=-1)
+
+    def class_features(self, prompt: Prompt | None) -> Tensor:
+        """Unit features of the labels' names under prompts, or of the names alone: (P, C, d)."""
         features = self._features(self._classes, prompt, "labels", max_sequences=_MAX_CLASSES)
-        classes = F.normalize(features, dim=-1)  # (P, C, d)
-        cosines = torch.einsum("bd,pcd->pbc", batch.rows("features"), classes)
-        return F.log_softmax(cosines / self._temperature, dim=-1)  # (P, B, C)
+        return F.normalize(features, dim=-1)
+
+    def _text_features(self, prompt: Prompt, batch: Split) -> Tensor:
+        if not prompt.layers("texts", batch):
+            return batch.rows("features").unsqueeze(0)
+        if "input_ids" not in batch.fields:
+            raise ValueError(
+                "These texts were encoded under a prompt that no longer changes, so another one "
+                "cannot stand before them: encode them without `under`."
+            )
+        tokens = replace(batch, fields={n: f for n, f in batch.fields.items() if n != "features"})
+        features = self._features(tokens, prompt, "texts", max_sequences=_MAX_TEXTS)
+        return F.normalize(features, dim=-1)
 
     def _encode_classes(self) -> Split:
         """The class names as tokens, whole: a name that is cut could be another's."""

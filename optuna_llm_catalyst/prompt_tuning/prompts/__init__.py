@@ -6,11 +6,13 @@ from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts.base import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
+from optuna_llm_catalyst.prompt_tuning.prompts.soft import one_side
 from optuna_llm_catalyst.prompt_tuning.prompts.soft import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts.soft import TwoSidedPrompt
 
 
 #: The kinds by the names that checkpoints hold.
-KINDS: dict[str, PromptKind] = {kind.name: kind for kind in (SoftPrompt(),)}
+KINDS: dict[str, PromptKind] = {kind.name: kind for kind in (SoftPrompt(), TwoSidedPrompt())}
 
 __all__ = [
     "HEAD_PREFIX",
@@ -21,4 +23,6 @@ __all__ = [
     "Side",
     "SoftPrompt",
     "Tensors",
+    "TwoSidedPrompt",
+    "one_side",
 ]

@@ -40,12 +40,14 @@ class Placement:
     Attributes:
         sides: The inputs that can carry a prompt, the usual one first.
         n_layers: Layers of the encoder. Layer 0 takes the prompt at the input embeddings.
-        max_virtual_tokens: The longest prompt that fits into the encoder's positions.
+        max_virtual_tokens: The longest prompt that fits into the positions of the usual side.
+        room: The same for the other sides.
     """
 
     sides: tuple[Side, ...]
     n_layers: int
     max_virtual_tokens: int
+    room: Mapping[Side, int] = field(default_factory=dict)
 
 
 class PromptKind(Protocol):

@@ -1,4 +1,4 @@
-"""The soft prompt: trainable embeddings at the input (prompt tuning, arXiv 2104.08691)."""
+"""Soft prompts: trainable embeddings at the input (prompt tuning, arXiv 2104.08691)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from optuna_llm_catalyst.prompt_tuning.prompts.base import HEAD_PREFIX
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Placement
+from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -27,3 +29,29 @@ class SoftPrompt:
 
     def words(self, tensors: Tensors) -> Tensor:
         return next(tensors[side] for side in ("labels", "texts") if side in tensors)  # (P, L, d)
+
+
+@dataclass(frozen=True)
+class TwoSidedPrompt(SoftPrompt):
+    """``L`` embeddings before each label's name and as many before each text.
+
+    Both start at the same words and are trained together; the texts' features then change with
+    every step. Words are read off the labels' side.
+    """
+
+    name: str = "two-sided"
+
+    def start(self, embeddings: Tensor, placement: Placement) -> dict[str, Tensor]:
+        if set(placement.sides) != {"labels", "texts"}:
+            raise ValueError(
+                "A two-sided prompt needs a model that reads texts and the names of labels, such "
+                f"as DualEncoderClassifier; this one takes prompts before: "
+                f"{', '.join(placement.sides)}."
+            )
+        return {side: embeddings.clone() for side in placement.sides}
+
+
+def one_side(prompt: Prompt, side: Side) -> Prompt:
+    """What stands before the inputs of one side, as soft prompts; with the head if there is one."""
+    kept = {n: t for n, t in prompt.tensors.items() if n == side or n.startswith(HEAD_PREFIX)}
+    return Prompt(SoftPrompt(), kept)

@@ -32,31 +32,41 @@ class GradientStage:
     Attributes:
         n_steps: Optimiser steps.
         lr: Learning rate of the prompt.
+        text_lr: Learning rate before the texts, for a prompt that has two sides.
         head_lr: Learning rate of the head, where the model has one.
         optimizer: ``adamw`` or ``sgd`` (with momentum 0.9).
         weight_decay: Decoupled weight decay of the prompt; 0 keeps it from being pulled to the
             origin, where no word is.
         batch_size: Examples a batch; None for the model's own.
         eval_every: Steps between two evaluations; the start and the end are always evaluated.
+        schedule: ``constant``, or ``cosine``: the rates fall to zero along half a cosine.
+        patience: Evaluations in a row without a better one after which the stage ends; None to
+            spend all steps.
     """
 
     n_steps: int = 60
     lr: float = 5e-3
+    text_lr: float = 5e-3
     head_lr: float = 1e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     batch_size: int | None = None
     eval_every: int = 10
+    schedule: Literal["constant", "cosine"] = "constant"
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         check_at_least(0, n_steps=self.n_steps)
         check_at_least(1, batch_size=self.batch_size, eval_every=self.eval_every)
-        for name in ("lr", "head_lr"):
+        check_at_least(1, patience=self.patience)
+        for name in ("lr", "text_lr", "head_lr"):
             value = getattr(self, name)
             if not 0 < value <= _MAX_LR:
                 raise ValueError(f"`{name}` must be positive and a float32, got {value}.")
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"`optimizer` must be 'adamw' or 'sgd', got {self.optimizer!r}.")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"`schedule` must be 'constant' or 'cosine', got {self.schedule!r}.")
 
     @property
     def budget(self) -> int:
@@ -69,29 +79,51 @@ class GradientStage:
         model, train = run.model, run.train
         prompt = run.start.map(_trainable)
         optimizer = self._optimizer(prompt)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         batches = bucketed_batches(train.lengths, self.batch_size or model.batch_size, run.seed)
         best: Evaluation | None = None
+        n_worse = 0
         for step in range(self.n_steps + 1):
             if step % self.eval_every == 0 or step == self.n_steps:
                 now = _evaluate(run, prompt, step)
                 # A loss that is not a number is never the best, and never becomes one again.
-                best = now if best is None or now.loss < best.loss else best
+                if best is None or now.loss < best.loss:
+                    best, n_worse = now, 0
+                else:
+                    n_worse += 1
                 stopped = run.observe(now)
-                if stopped or not math.isfinite(now.loss) or step == self.n_steps:
+                is_over = step == self.n_steps or n_worse == self.patience
+                if stopped or is_over or not math.isfinite(now.loss):
                     break
             batch = train.select(next(batches))
             loss = losses(model.log_probs(prompt, batch), batch.labels)[0]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            rates.step()
         assert best is not None
         return StageResult(best, step, stopped)
 
+    def _rate(self, step: int) -> float:
+        """The part of its rate with which a step is made."""
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * step / max(self.n_steps, 1)))
+
     def _optimizer(self, prompt: Prompt) -> torch.optim.Optimizer:
-        head = [t for name, t in prompt.tensors.items() if name.startswith(HEAD_PREFIX)]
-        rest = [t for name, t in prompt.tensors.items() if not name.startswith(HEAD_PREFIX)]
+        head: list[Tensor] = []
+        texts: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name, tensor in prompt.tensors.items():
+            if name.startswith(HEAD_PREFIX):
+                head.append(tensor)
+            elif name == "texts" and "labels" in prompt.tensors:
+                texts.append(tensor)
+            else:
+                rest.append(tensor)
         groups = [
             {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
+            {"params": texts, "lr": self.text_lr, "weight_decay": self.weight_decay},
             {"params": head, "lr": self.head_lr, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
