@@ -144,7 +144,7 @@ def run(
         pruner=optuna.pruners.NopPruner(),
     )
     study.optimize(objective, n_trials=args.stages)
-    store = objective.artifact_store
+    store = objective.prompts.artifact_store
     accuracies = [
         objective.test(load_soft_prompt(study, trial_number=i, artifact_store=store)).accuracy
         for i in range(args.stages)

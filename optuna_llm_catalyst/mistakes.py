@@ -1,4 +1,4 @@
-"""What a trained prompt gets wrong: which labels it takes for which, and some texts if allowed."""
+"""What a trained prompt or an ensemble gets wrong: labels taken for others, texts if allowed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from optuna_llm_catalyst.schema import AnyFloat
 from optuna_llm_catalyst.schema import encode
 from optuna_llm_catalyst.schema import Row
 
@@ -43,7 +44,7 @@ class MisreadText(Row):
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The mistakes of one prompt on the validation split.
+    """The mistakes of a prompt, or of an ensemble, on the validation split.
 
     Attributes:
         confusions: Most frequent first.
@@ -83,6 +84,27 @@ class Mistakes:
         # One of each confusion, then a second of each, …
         rounds = [each[i] for i in range(max_texts) for each in misread.values() if i < len(each)]
         return Mistakes(confusions, tuple(rounds[:max_texts]))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of strings, numbers and lists."""
+        return dict(encode(self))
+
+
+@dataclass(frozen=True)
+class EnsembleRecord:
+    """What the ensemble of a study's stages came to with the stage of a trial.
+
+    Attributes:
+        n_members: How many stages it has, this one included.
+        loss: Its validation loss, in the units of the study's value.
+        accuracy: Its validation accuracy, in [0, 1].
+        mistakes: What it gets wrong.
+    """
+
+    n_members: int
+    loss: AnyFloat
+    accuracy: float
+    mistakes: Mistakes = Mistakes()
 
     def to_json(self) -> dict[str, Any]:
         """A dict of strings, numbers and lists."""

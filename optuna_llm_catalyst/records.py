@@ -28,6 +28,7 @@ from optuna.trial import Trial
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst.exceptions import one_line
+from optuna_llm_catalyst.mistakes import EnsembleRecord
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.trajectory import Trajectory
@@ -82,6 +83,21 @@ def record_mistakes(trial: BaseTrial, mistakes: Mistakes) -> None:
 def load_mistakes(trial: BaseTrial) -> Mistakes | None:
     """The mistakes recorded on a trial; None if there are none that can be read."""
     return load(trial, "mistakes", Mistakes)
+
+
+def record_ensemble(trial: BaseTrial, record: EnsembleRecord) -> None:
+    """Leaves on a trial what the ensemble came to with its stage."""
+    save(trial, "ensemble", record.to_json())
+
+
+def load_ensemble(trial: BaseTrial) -> EnsembleRecord | None:
+    """The ensemble recorded on a trial; None if there is none that can be read."""
+    return load(trial, "ensemble", EnsembleRecord)
+
+
+def record_text_prompt(trial: BaseTrial, text: str) -> None:
+    """Leaves on a trial the words that stood before the texts while its stage was trained."""
+    save(trial, "text_prompt", text)
 
 
 def save(trial: BaseTrial, name: str, payload: Any) -> None:

@@ -83,15 +83,16 @@ def keep_unsaved(objective: PromptTuningObjective, artifacts: Path) -> None:
 
     A full disk may have room again, or another one has.
     """
-    for place in (artifacts, Path(), Path(tempfile.gettempdir())) if objective.unsaved else ():
+    unsaved = objective.prompts.unsaved
+    for place in (artifacts, Path(), Path(tempfile.gettempdir())) if unsaved else ():
         if paths := _written(objective, place):
             output.say(
                 f"The soft prompts that could not be stored are in {paths[0].parent}: "
                 f"{', '.join(path.name for path in paths)}. `export` does not find them."
             )
             return
-    if objective.unsaved:
-        stages = ", ".join(map(str, objective.unsaved))
+    if unsaved:
+        stages = ", ".join(str(number) for _, number in unsaved)
         output.say(
             f"warning: the soft prompts of the stages {stages} are lost, as no disk has room: "
             "make room and run as many stages again."
@@ -103,7 +104,7 @@ def _written(objective: PromptTuningObjective, place: Path) -> list[Path]:
         # A new folder, as another study may have left prompts there.
         folder = tempfile.mkdtemp(prefix="soft_prompts_", dir=place)
         try:
-            return objective.save_unsaved(folder)
+            return objective.prompts.save_unsaved(folder)
         except CheckpointError:
             shutil.rmtree(folder, ignore_errors=True)
     return []
@@ -142,7 +143,7 @@ def print_results(
 
 def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:
     try:
-        return objective.test(objective.trained(study, number))
+        return objective.test(objective.prompts.load(study, number))
     except CheckpointError as error:
         output.say(f"warning: no test score of stage {number}: {error}")
         return None

@@ -45,7 +45,7 @@ def run(options: TuneOptions) -> int:
     provider, line = choose_llm(options, device=options.device)
     progress = StageProgress(options)
     model, objective = _model_and_objective(options, task, progress)
-    objective.check_storage()
+    objective.prompts.check()
     study = studies.open_study(options.storage, options.study_name)
     with studies.storage_errors(options.storage, study):
         n_finished, resumed = _resume(study, objective, options, model)

@@ -6,6 +6,8 @@ from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.data import few_shot
 from optuna_llm_catalyst.prompt_tuning.data import load_task
 from optuna_llm_catalyst.prompt_tuning.data import Task
+from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
+from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
@@ -15,6 +17,7 @@ from optuna_llm_catalyst.prompt_tuning.projection import nearest
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
 from optuna_llm_catalyst.prompt_tuning.workers import fail_dead_trials
 
@@ -25,14 +28,17 @@ __all__ = [
     "GradientStage",
     "Pretrained",
     "Prompt",
+    "PromptEnsemble",
     "PromptTuningObjective",
     "SequenceClassifier",
     "SoftPrompt",
     "Task",
     "TrainedPrompt",
+    "TwoSidedPrompt",
     "fail_dead_trials",
     "few_shot",
     "load_pretrained",
+    "load_prompt_ensemble",
     "load_soft_prompt",
     "load_task",
     "nearest",

@@ -186,11 +186,20 @@ def load_soft_prompt(
     trials = {trial.number: trial for trial in study.get_trials(deepcopy=False)}
     if number not in trials:
         raise CheckpointError(f"study {study.study_name!r} has no trial {number}.")
-    store = artifact_store or FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER))
-    return _load(trials[number], store)
+    return load_of(trials[number], artifact_store or default_store())
 
 
-def _load(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
+def default_store() -> FileSystemArtifactStore:
+    """Where a study's artifacts are unless a store is given."""
+    return FileSystemArtifactStore(base_path=str(DEFAULT_FOLDER))
+
+
+def load_of(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
+    """Loads the trained prompt of a trial.
+
+    Raises:
+        CheckpointError: If the trial has none, or the store holds none or another.
+    """
     artifact_id = trial.user_attrs.get(_ATTRIBUTE)
     if not isinstance(artifact_id, str):
         raise CheckpointError(f"trial {trial.number} has no soft prompt artifact.")

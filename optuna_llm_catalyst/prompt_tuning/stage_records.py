@@ -26,10 +26,19 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """How a stage ran."""
+    """How a stage ran.
+
+    Attributes:
+        settings: Its settings and those of its model.
+        model: The frozen model.
+        text_prompt: The trial whose text prompt stood before the texts; None for plain texts.
+        refined_from: The trial whose stage it continued, if it did.
+    """
 
     settings: dict[str, Any]
     model: ModelRecord
+    text_prompt: int | None = None
+    refined_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,16 @@ def settings_of(stage: Stage, model: TaskModel) -> dict[str, Any]:
     return {"stage": type(stage).__name__, **fields, **model.settings}
 
 
-def record_stage(trial: BaseTrial, stage: Stage, model: TaskModel) -> None:
+def record_stage(
+    trial: BaseTrial,
+    stage: Stage,
+    model: TaskModel,
+    text_prompt: int | None,
+    refined_from: int | None,
+) -> None:
     """Leaves on a running trial how its stage runs."""
-    record = StageRecord(settings_of(stage, model), ModelRecord(model.name, model.fingerprint))
+    known = ModelRecord(model.name, model.fingerprint)
+    record = StageRecord(settings_of(stage, model), known, text_prompt, refined_from)
     records.save(trial, "stage", encode(record))
 
 

@@ -30,6 +30,7 @@ from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from tests.cli.conftest import Cli
 
 
@@ -491,7 +492,7 @@ def test_full_disk_behind_the_artifacts(
 
     monkeypatch.setattr(checkpoints, "save", full)
     if not has_room:
-        monkeypatch.setattr(PromptTuningObjective, "save_unsaved", full)
+        monkeypatch.setattr(PromptStore, "save_unsaved", full)
     result = tune("--json")
 
     files = [*Path("llm_catalyst_artifacts").glob("soft_prompts_*/*.safetensors")]

@@ -491,8 +491,8 @@ def test_a_stage_outlives_its_store(
         optuna.logging.disable_propagation()
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 3
     assert [ARTIFACT in trial.user_attrs for trial in study.trials] == [True, False, False]
-    assert list(objective.unsaved) == [1, 2]
-    for number, trained in objective.unsaved.items():
+    assert [number for _, number in objective.prompts.unsaved] == [1, 2]
+    for (_, number), trained in objective.prompts.unsaved.items():
         trial = study.trials[number]
         assert trained.facts.text == trial.user_attrs["prompt"]
         assert objective.test(trained).n_examples == 18
@@ -509,10 +509,10 @@ def test_unsaved_prompts_can_be_written_elsewhere(store: Store, tmp_path: Path) 
     Path(store._base_path).rmdir()
     study.optimize(objective, n_trials=2)
     with pytest.raises(CheckpointError, match="nowhere.*cannot be written"):
-        objective.save_unsaved(tmp_path / "nowhere")
-    paths = objective.save_unsaved(tmp_path)
+        objective.prompts.save_unsaved(tmp_path / "nowhere")
+    paths = objective.prompts.save_unsaved(tmp_path)
     for number, path in enumerate(paths):
-        kept = objective.trained(study, number)
+        kept = objective.prompts.load(study, number)
         assert objective.test(read(path)) == objective.test(kept)
 
 
@@ -524,7 +524,7 @@ def test_an_unsaved_prompt_can_be_refined(store: Store) -> None:
     study.optimize(objective, n_trials=1)
     refined = objective.refine(study, n_steps=4)
     assert refined.intermediate_values[0] == study.trials[0].value
-    assert list(objective.unsaved) == [0, 1]
+    assert [number for _, number in objective.prompts.unsaved] == [0, 1]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -535,9 +535,9 @@ def test_a_broken_store_is_found_before_a_stage(
     objective = make_objective(store=full_store)
     fault(full_store, monkeypatch)
     with pytest.raises(CheckpointError, match="cannot be stored, so no stage was started: "):
-        objective.check_storage()
+        objective.prompts.check()
 
 
 def test_checking_a_store_leaves_nothing_behind(store: Store) -> None:
-    make_objective(store=store).check_storage()
+    make_objective(store=store).prompts.check()
     assert not list(Path(store._base_path).iterdir())

@@ -216,7 +216,11 @@ def test_texts_are_cut_to_what_the_longest_prompt_leaves(encoder: str) -> None:
 def test_dual_encoder_reads_all_of_a_text_that_fits(encoder: str) -> None:
     tail = " ".join(["the"] * (N_POSITIONS - (2 if encoder == "headless" else 3)))
     texts = (f"{tail} wolf", f"{tail} bread", f"{tail} wolf bread")
-    rows = make_dual(encoder, max_virtual_tokens=0).encode([Example(text, 0) for text in texts]).rows("features")
+    rows = (
+        make_dual(encoder, max_virtual_tokens=0)
+        .encode([Example(text, 0) for text in texts])
+        .rows("features")
+    )
     assert not torch.allclose(rows[0], rows[1], atol=1e-3)
     assert_same(rows[0], rows[2])
 
@@ -313,7 +317,9 @@ class DeepPrompt(SoftPrompt):
     """It stands at another layer, too."""
 
     def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
-        return {layer: t for t in super().layers(tensors, side, batch).values() for layer in (0, 1)}
+        return {
+            layer: t for t in super().layers(tensors, side, batch).values() for layer in (0, 1)
+        }
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 
+from .tiny import LABELS
 from .tiny import make_dual
 from .tiny import make_examples
 from .tiny import make_objective
@@ -154,7 +155,12 @@ def test_a_trial_without_a_study_has_the_same_record(
     studys_own = {
         "soft_prompt_artifact": study.best_trial.user_attrs["soft_prompt_artifact"],
         "origin": "enqueued",
+        "ensemble_accuracy": study.best_trial.user_attrs["ensemble_accuracy"],
     }
+    # The study's ensemble costs passes, too.
+    for key in ("forward_passes", "forward_sequences"):
+        studys_own[key] = study.best_trial.user_attrs[key]
+        assert trial.user_attrs[key] < studys_own[key]
     assert trial.user_attrs | studys_own == study.best_trial.user_attrs
     assert load_trajectory(trial) == load_trajectory(study.best_trial)
 
@@ -218,8 +224,11 @@ def test_stages_of_many_threads_do_not_meet(store: Store) -> None:
     for trial in study.trials:
         alone = optuna.trial.FixedTrial(trial.params)
         assert objective(alone) == pytest.approx(trial.value, abs=1e-5)
-        for key in ("forward_passes", "backward_passes", "forward_sequences", "prompt"):
-            assert trial.user_attrs[key] == alone.user_attrs[key]
+        assert trial.user_attrs["prompt"] == alone.user_attrs["prompt"]
+        # The study's ensemble reads each stage's class names once.
+        more = {"forward_passes": 1, "backward_passes": 0, "forward_sequences": len(LABELS)}
+        for key, n in more.items():
+            assert trial.user_attrs[key] == alone.user_attrs[key] + n
 
 
 # Scores.

@@ -38,11 +38,11 @@ REPLIES = [
 ]
 #: Loss before and after training, accuracy, sequences, and the restart prompt's first words.
 STAGES = [
-    (1.4271329641, 1.2640032768, 21 / 48, 132, "baltimore gonzales"),
-    (1.4408050776, 1.2630310059, 24 / 48, 132, "mexican pilots"),
-    (1.4220782518, 1.2913789749, 23 / 48, 132, "importance thumped"),
-    (1.1568437815, 1.0726414919, 30 / 48, 156, "the writer of this asks for"),
-    (1.1622055769, 1.0884610415, 25 / 48, 156, "our service team should handle this"),
+    (1.4271329641, 1.2640032768, 21 / 48, 138, "baltimore gonzales"),
+    (1.4408050776, 1.2630310059, 24 / 48, 138, "mexican pilots"),
+    (1.4220782518, 1.2913789749, 23 / 48, 138, "importance thumped"),
+    (1.1568437815, 1.0726414919, 30 / 48, 162, "the writer of this asks for"),
+    (1.1622055769, 1.0884610415, 25 / 48, 162, "our service team should handle this"),
 ]
 
 
@@ -58,6 +58,7 @@ def objective(
         task,
         PromptSpace(minilm.tokenizer, 8),
         stage=GradientStage(n_steps=10),
+        n_text_prompts=0,
         artifact_store=store,
     )
 

@@ -238,7 +238,7 @@ def test_where_texts_are_cut_shows_in_the_record(option: dict[str, int], store: 
 class Scheduled(GradientStage):
     """A stage of somebody else with a field that is no JSON."""
 
-    schedule: Callable[[float], float] = math.sqrt
+    warmup: Callable[[float], float] = math.sqrt
 
 
 def test_a_stage_may_have_fields_that_are_no_json(store: Store) -> None:

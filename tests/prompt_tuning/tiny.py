@@ -280,6 +280,7 @@ def make_objective(
         "space": make_space(length),
         "stage": None if "make_stage" in options else tiny_stage(),
         "n_checked_swaps": 2,
+        "n_text_prompts": 0,
     } | options
     model: TaskModel = options.pop("model", None) or TASK_MODELS[model_name]()
     task, space = options.pop("task"), options.pop("space")

@@ -84,6 +84,11 @@ class DualEncoderClassifier(PromptedEncoder):
             {"texts": self._n_reserved},
         )
 
+    @property
+    def scale(self) -> float:
+        """What the cosines are multiplied by."""
+        return 1 / self._temperature
+
     @torch.no_grad()
     def encode(self, examples: Sequence[Example], *, under: Prompt | None = None) -> Split:
         """Examples to features, once.
@@ -96,9 +101,7 @@ class DualEncoderClassifier(PromptedEncoder):
             A split with the features, of shape ``(B, d)``. Without ``under`` it holds the texts'
             tokens, too, for prompts that are trained before them.
         """
-        tokens = self._tokenize(
-            examples, max_length=self._max_length, n_reserved=self._n_reserved
-        )
+        tokens = self._tokenize(examples, max_length=self._max_length, n_reserved=self._n_reserved)
         features = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
         field = Field(F.normalize(features[0], dim=-1))  # (B, d)
         fields = {**tokens.fields, "features": field} if under is None else {"features": field}
@@ -107,7 +110,7 @@ class DualEncoderClassifier(PromptedEncoder):
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         texts = self._text_features(prompt, batch)  # (P or 1, B, d)
         cosines = texts @ self.class_features(prompt).mT  # (P, B, C)
-        return F.log_softmax(cosines / self._temperature, dim=-1)
+        return F.log_softmax(cosines * self.scale, dim=-1)
 
     def class_features(self, prompt: Prompt | None) -> Tensor:
         """Unit features of the labels' names under prompts, or of the names alone: (P, C, d)."""

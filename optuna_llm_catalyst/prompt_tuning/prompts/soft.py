@@ -52,6 +52,6 @@ class TwoSidedPrompt(SoftPrompt):
 
 
 def one_side(prompt: Prompt, side: Side) -> Prompt:
-    """What stands before the inputs of one side, as soft prompts; with the head if there is one."""
+    """What stands before the inputs of one side, as soft prompts; with the head if any."""
     kept = {n: t for n, t in prompt.tensors.items() if n == side or n.startswith(HEAD_PREFIX)}
     return Prompt(SoftPrompt(), kept)

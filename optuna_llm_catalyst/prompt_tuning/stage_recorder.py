@@ -1,0 +1,119 @@
+"""What a stage leaves on its trial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from statistics import mean
+from typing import Any
+
+from optuna.trial import BaseTrial
+from optuna.trial import Trial
+
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst.mistakes import EnsembleRecord
+from optuna_llm_catalyst.mistakes import Mistakes
+from optuna_llm_catalyst.prompt_space import RestartPrompt
+from optuna_llm_catalyst.prompt_tuning.checkpoints import PromptFacts
+from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.data import Task
+from optuna_llm_catalyst.prompt_tuning.models import Passes
+from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
+from optuna_llm_catalyst.prompt_tuning.stages import StageResult
+from optuna_llm_catalyst.prompt_tuning.study_ensemble import StudyEnsemble
+from optuna_llm_catalyst.trajectory import Trajectory
+
+
+class StageRecorder:
+    """Writes the results of stages.
+
+    Args:
+        model: The frozen model.
+        task: Its task.
+        prompts: Where trained prompts go.
+        ensemble: The ensemble that each complete stage joins.
+        share_examples: Whether misread texts may be kept on trials.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        task: Task,
+        prompts: PromptStore,
+        ensemble: StudyEnsemble,
+        share_examples: bool,
+    ) -> None:
+        self._model = model
+        self._task = task
+        self._prompts = prompts
+        self._ensemble = ensemble
+        self._share_examples = share_examples
+
+    def record(
+        self,
+        trial: BaseTrial,
+        prompt: RestartPrompt,
+        plan: StagePlan,
+        result: StageResult,
+        trajectory: Trajectory,
+        passes: Passes,
+    ) -> None:
+        """Leaves on a trial what its stage came to, and its trained prompt in the store."""
+        best = result.best
+        trained = TrainedPrompt(plan.whole(best.prompt), self._facts(prompt))
+        records.record_trajectory(trial, trajectory)
+        if best.predictions is not None:
+            records.record_mistakes(trial, self._mistakes(best.predictions.tolist()))
+        if isinstance(trial, Trial) and not result.stopped and math.isfinite(best.loss):
+            self._record_ensemble(trial, trained.prompt)
+        tuned = next(point.text for point in trajectory.points if point.step == best.step)
+        attrs: dict[str, Any] = {
+            "tuned_prompt": tuned,
+            "text_prompt": str(plan.reading),
+            "accuracy": best.accuracy,
+            "stage_steps": result.spent,
+            "forward_passes": passes.forward,
+            "backward_passes": passes.backward,
+            "forward_sequences": passes.sequences,
+        }
+        for key, value in attrs.items():
+            trial.set_user_attr(key, value)
+        self._prompts.save(trial, trained)
+
+    def _record_ensemble(self, trial: Trial, trained: Prompt) -> None:
+        """Leaves on a trial how good the ensemble is with its stage, and what it gets wrong."""
+        others = [m for m in self._ensemble.members(trial.study) if m.number != trial.number]
+        members = [*others, self._ensemble.keep(trial.study, trial.number, trained)]
+        predictions = self._ensemble.validation_log_probs(members).argmax(-1).tolist()
+        record = EnsembleRecord(
+            n_members=len(members),
+            loss=self._ensemble.validation_loss(members),
+            accuracy=mean(
+                int(predicted == example.label)
+                for predicted, example in zip(predictions, self._task.validation, strict=True)
+            ),
+            mistakes=self._mistakes(predictions),
+        )
+        records.record_ensemble(trial, record)
+        trial.set_user_attr("ensemble_accuracy", record.accuracy)
+
+    def _facts(self, prompt: RestartPrompt) -> PromptFacts:
+        return PromptFacts(
+            prompt.text,
+            prompt.token_ids,
+            tuple(self._task.labels),
+            self._model.name,
+            self._model.fingerprint,
+        )
+
+    def _mistakes(self, predictions: Sequence[int]) -> Mistakes:
+        names, examples = self._task.labels, self._task.validation
+        texts = [(e.text, e.text_pair) for e in examples] if self._share_examples else []
+        return Mistakes.of(
+            [names[example.label] for example in examples],
+            [names[index] for index in predictions],
+            texts,
+        )

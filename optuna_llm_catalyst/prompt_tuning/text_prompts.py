@@ -1,0 +1,78 @@
+"""Which prompt stands before the texts in a stage: none, one that it trains, or a kept one.
+
+A study's first stages train a prompt on both sides. The best of their text prompts are kept.
+Later stages train the labels' side alone, on cached features: under a kept text prompt or of the
+plain texts, in turns, so that the ensemble has members of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+
+from optuna_llm_catalyst import records
+from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a stage reads texts.
+
+    Attributes:
+        text_prompt: The number of the trial that trained the prompt before the texts; None for
+            plain texts.
+        is_trained: Whether this stage is that trial.
+    """
+
+    text_prompt: int | None = None
+    is_trained: bool = False
+
+    def __str__(self) -> str:
+        if self.is_trained:
+            return "trained here"
+        return "none" if self.text_prompt is None else f"of stage {self.text_prompt}"
+
+
+def choose(
+    trials: Sequence[FrozenTrial],
+    number: int,
+    n_text_prompts: int,
+    *,
+    minimize: bool = True,
+    mix_plain: bool = True,
+) -> Reading:
+    """How the trial of a number reads texts, by what the study's other trials do.
+
+    Where a text prompt is still being trained by another worker, the stage reads plain texts.
+
+    Args:
+        trials: The trials of the study.
+        number: The number of the trial that starts.
+        n_text_prompts: How many text prompts the study keeps.
+        minimize: Whether a lower value is better.
+        mix_plain: Whether later stages read plain texts, too.
+    """
+    n_members: dict[int | None, int] = {None: 0}
+    trained: list[tuple[float, int]] = []
+    n_training = 0
+    for trial in trials:
+        is_running = trial.state == TrialState.RUNNING
+        record = records.load(trial, "stage", StageRecord)
+        if trial.number == number or record is None:
+            continue
+        if trial.state not in records.FINISHED and not is_running:
+            continue
+        n_members[record.text_prompt] = n_members.get(record.text_prompt, 0) + 1
+        if record.text_prompt == trial.number and record.refined_from is None:
+            n_training += is_running
+            if trial.state == TrialState.COMPLETE and trial.value is not None:
+                trained.append((trial.value if minimize else -trial.value, trial.number))
+    if len(trained) + n_training < n_text_prompts:
+        return Reading(number, is_trained=True)
+    kept = [number for _, number in sorted(trained)[:n_text_prompts]]
+    # The least used of them; the best text prompt among equals.
+    choices: list[int | None] = [*kept, None] if mix_plain or not kept else [*kept]
+    return Reading(min(choices, key=lambda choice: n_members.get(choice, 0)))
