@@ -113,6 +113,9 @@ class ExportOptions(ShowOptions):
     replies: Path | None = option(
         None, "JSONL file for the LLM's replies, to repeat: tune --llm replay:FILE"
     )
+    peft: Path | None = option(
+        None, "Folder for the soft prompt as a PEFT adapter; needs --prompt-position front."
+    )
     artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
 
 
