@@ -68,6 +68,7 @@ PUBLIC = {
         "load_task",
         "nearest",
         "word_table",
+        "write_peft",
     ],
 }
 HEAVY = {"httpx", "ollama", "openai", "pydantic", "torch", "transformers"}

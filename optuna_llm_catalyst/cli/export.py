@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 import json
 import os
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 import optuna
 from safetensors import SafetensorError
@@ -21,14 +23,28 @@ from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.prompt_tuning import checkpoints
+from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
+from optuna_llm_catalyst.prompt_tuning import write_peft
+from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import encode
+from optuna_llm_catalyst.schema import SchemaError
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How a sequence classifier reads, of the settings of a stage."""
+
+    max_length: int
+    max_virtual_tokens: int
+    prompt_position: Literal["behind_cls", "front"]
 
 
 def run(options: ExportOptions) -> None:
-    """Writes ``soft_prompt.safetensors`` and ``prompt.json``, or recorded replies, or both."""
-    if options.output is None and options.replies is None:
+    """Writes what is asked for: the soft prompt, the same for PEFT, the recorded replies."""
+    if options.output is None and options.replies is None and options.peft is None:
         raise output.UserError(
-            "say what to export: a folder for the soft prompt, or --replies FILE."
+            "say what to export: a folder for the soft prompt, --peft FOLDER, or --replies FILE."
         )
     study = load_study(options.storage, options.study_name)
     document: dict[str, Any] = {}
@@ -41,6 +57,10 @@ def run(options: ExportOptions) -> None:
         number, files = _export_soft_prompt(study, options.output, options)
         document |= {"stage": number, "files": files}
         lines.append(f"Stage {number} exported to {' and '.join(files)}.")
+    if options.peft is not None:
+        number, files = _export_peft(study, options.peft, options)
+        document |= {"stage": number, "peft": files}
+        lines.append(f"Stage {number} exported for PEFT to {' and '.join(files)}.")
     output.report(document, lines, as_json=options.json)
 
 
@@ -73,12 +93,7 @@ def _export_replies(study: optuna.Study, path: Path) -> int:
 def _export_soft_prompt(
     study: optuna.Study, folder: Path, options: ExportOptions
 ) -> tuple[int, list[str]]:
-    row = report.stage_row(study, options.trial)
-    if not options.artifacts.is_dir():
-        raise output.UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
-    trained = checkpoints.load_soft_prompt(
-        study, trial_number=row.number, artifact_store=checkpoints.folder_store(options.artifacts)
-    )
+    row, trained = _trained(study, options)
     facts = {
         "study": study.study_name,
         "stage": row,
@@ -95,6 +110,33 @@ def _export_soft_prompt(
     text = json.dumps(encode(facts), indent=2, allow_nan=False) + "\n"
     _replace(card, lambda new: new.write_text(text, encoding="utf-8"))
     return row.number, [str(weights), str(card)]
+
+
+def _export_peft(
+    study: optuna.Study, folder: Path, options: ExportOptions
+) -> tuple[int, list[str]]:
+    row, trained = _trained(study, options)
+    try:
+        reading = decode(_Reading, row.settings)
+    except SchemaError as error:  # Another model's stage has other settings.
+        raise output.UserError(
+            f"stage {row.number} has no prompt that PEFT could put before a text: tune with "
+            "--model-type sequence-classifier --prompt-position front."
+        ) from error
+    pretrained = load_pretrained(trained.facts.model_name)
+    model = SequenceClassifier(pretrained, trained.facts.labels, **vars(reading))
+    return row.number, [str(path) for path in write_peft(trained, model, folder)]
+
+
+def _trained(
+    study: optuna.Study, options: ExportOptions
+) -> tuple[report.StageRow, checkpoints.TrainedPrompt]:
+    """The chosen stage and its trained prompt."""
+    row = report.stage_row(study, options.trial)
+    if not options.artifacts.is_dir():
+        raise output.UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
+    store = checkpoints.folder_store(options.artifacts)
+    return row, checkpoints.load_soft_prompt(study, trial_number=row.number, artifact_store=store)
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

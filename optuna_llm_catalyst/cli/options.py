@@ -113,6 +113,9 @@ class ExportOptions(ShowOptions):
     replies: Path | None = option(
         None, "JSONL file for the LLM's replies, to repeat: tune --llm replay:FILE"
     )
+    peft: Path | None = option(
+        None, "Folder for the soft prompt as a PEFT adapter; needs --prompt-position front."
+    )
     artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
 
 
@@ -127,6 +130,11 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     )
     model_type: Literal["dual-encoder", "sequence-classifier"] = option(
         "dual-encoder", "How the encoder classifies."
+    )
+    prompt_position: Literal["behind_cls", "front"] = option(
+        "behind_cls",
+        "Where a sequence-classifier's prompt stands: behind [CLS], or in front of all, for "
+        "export --peft.",
     )
     num_virtual_tokens: int = count(
         8, "Length of the prompt in tokens.", least=1, most=MAX_VIRTUAL_TOKENS

@@ -139,6 +139,8 @@ def _task(options: TuneOptions) -> prompt_tuning.Task:
 def _model_and_objective(
     options: TuneOptions, task: prompt_tuning.Task, progress: StageProgress
 ) -> tuple[TaskModel, prompt_tuning.PromptTuningObjective]:
+    if options.prompt_position != "behind_cls" and options.model_type == "dual-encoder":
+        raise output.UserError("--prompt-position needs --model-type sequence-classifier.")
     pretrained = prompt_tuning.load_pretrained(
         options.model,
         device=_device(options.device),
@@ -151,7 +153,10 @@ def _model_and_objective(
         model = prompt_tuning.DualEncoderClassifier(pretrained, task.labels)
     else:
         model = prompt_tuning.SequenceClassifier(
-            pretrained, task.labels, max_virtual_tokens=length
+            pretrained,
+            task.labels,
+            max_virtual_tokens=length,
+            prompt_position=options.prompt_position,
         )
     objective = prompt_tuning.PromptTuningObjective(
         model,
@@ -210,6 +215,7 @@ def _resume(
     setup = {
         "--model": options.model,
         "--model-type": options.model_type,
+        "--prompt-position": options.prompt_position,
         "--shots": options.shots,
         "data with checksum": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16],
         # Last: it differs wherever another of these does.

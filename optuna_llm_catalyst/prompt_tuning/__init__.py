@@ -11,6 +11,7 @@ from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning.peft_export import write_peft
 from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.projection import nearest
@@ -43,4 +44,5 @@ __all__ = [
     "load_task",
     "nearest",
     "word_table",
+    "write_peft",
 ]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from safetensors.torch import load_file
 
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
@@ -55,6 +56,30 @@ def test_export_writes_the_trained_prompt(
     assert card["stage"]["loss"] == study.trials[number].value
 
 
+@pytest.mark.parametrize("position", ["behind_cls", "front"])
+def test_export_of_a_peft_adapter(
+    cli: Cli, tune: Cli, tmp_path: Path, tiny_model: Path, position: str
+) -> None:
+    tune("--model-type", "sequence-classifier", "--prompt-position", position)
+    result = cli("export", "--peft", "adapter", "--json")
+
+    if position == "behind_cls":
+        assert result.code == 2 and len(result.err.splitlines()) == 1
+        assert "PEFT cannot give" in result.err and "--prompt-position front" in result.err
+        assert not (tmp_path / "adapter").exists()
+        return
+    study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
+    store = folder_store(tmp_path / "llm_catalyst_artifacts")
+    prompt = load_soft_prompt(study, artifact_store=store).prompt
+    written = load_file("adapter/adapter_model.safetensors")
+    assert result.json["stage"] == study.best_trial.number
+    assert sorted(result.json["peft"]) == sorted(map(str, Path("adapter").iterdir()))
+    assert written["prompt_embeddings"].equal(prompt.words()[0])
+    assert f"BASE = {str(tiny_model)!r}" in Path("adapter/README.md").read_text()
+    # Texts are cut where the prompt of 3 leaves no more of the 40 positions.
+    assert "max_length=37," in Path("adapter/README.md").read_text()
+
+
 FAULTS = {
     "another study": (["show", "--study-name", "x"], "no study 'x'; it has: 'prompt-tuning'"),
     "another stage": (["show", "--trial", "9"], "has no stage 9"),
@@ -62,6 +87,12 @@ FAULTS = {
     "artifacts": (["export", "out", "--artifacts", "none"], "--artifacts 'none': no such folder"),
     "wrong artifacts": (["export", "out", "--artifacts", "."], "not in this artifact store"),
     "output is a file": (["export", "catalyst.db"], "cannot be written"),
+    "no prompt for PEFT": (
+        ["export", "--peft", "out"],
+        "tune with --model-type sequence-classifier --prompt-position front",
+    ),
+    "PEFT without artifacts": (["export", "--peft", "out", "--artifacts", "none"], "no such fold"),
+    "nothing to export": (["export"], "say what to export"),
 }
 
 

@@ -160,6 +160,10 @@ FAULTS = {
         ["tune", "{data}", "--seed", "-1"],
         "'--seed': Input should be",
     ),
+    "a position for a dual encoder": (
+        ["tune", "{data}", "--model", "{model}", "--prompt-position", "front"],
+        "--prompt-position needs --model-type sequence-classifier",
+    ),
     "too many virtual tokens": (
         ["tune", "{data}", "--model", "{model}", "--num-virtual-tokens", "40"],
         "`space` has 40 virtual tokens, `model` has room for",
@@ -232,6 +236,15 @@ def test_incomparable_resume_is_refused(tune: Cli, args: list[object], message: 
     assert result.code == 2
     assert message in result.err
     assert len(_load().trials) == 2
+
+
+def test_another_prompt_position_is_refused(tune: Cli) -> None:
+    classifier = ("--model-type", "sequence-classifier")
+    tune(*classifier, "--prompt-position", "front")
+    result = tune(*classifier)
+
+    assert result.code == 2
+    assert "--prompt-position 'front', this command has 'behind_cls'" in result.err
 
 
 @pytest.mark.parametrize("directions", [["maximize"], ["minimize", "minimize"]])

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 import itertools
 from typing import Any
+from typing import get_args
 
+from optuna.artifacts import FileSystemArtifactStore
 import pytest
 import torch
 from torch import Tensor
 import torch.nn.functional as F
 
+from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -21,9 +24,12 @@ from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import Prompt
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.checkpoints import PromptFacts
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import PromptPosition
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -37,6 +43,7 @@ from .tiny import LABELS
 from .tiny import make_dual
 from .tiny import make_encoder
 from .tiny import make_examples
+from .tiny import make_objective
 from .tiny import make_pretrained
 from .tiny import make_sequence
 from .tiny import N_POSITIONS
@@ -48,6 +55,7 @@ from .tiny import VOCABULARY
 PROMPTS = ("this new thing", "wolf", "people write over it")
 each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 each_model = pytest.mark.parametrize("model_name", TASK_MODELS)
+each_position = pytest.mark.parametrize("position", get_args(PromptPosition))
 
 
 def three_prompts(model: TaskModel) -> Prompt:
@@ -56,12 +64,15 @@ def three_prompts(model: TaskModel) -> Prompt:
     return prompt.with_head(any_head(model, len(prompt)))
 
 
-def read_as_tokens(tokenizer: Any, prompt: str, example: Example) -> tuple[dict[str, Tensor], int]:
+def read_as_tokens(
+    tokenizer: Any, prompt: str, example: Example, position: PromptPosition = "behind_cls"
+) -> tuple[dict[str, Tensor], int]:
     """A prompt's tokens before an example's, behind the ``[CLS]`` if any, and where they begin."""
     pair = [] if example.text_pair is None else [example.text_pair]
     inputs = tokenizer(example.text, *pair)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    n = 1 if inputs["input_ids"][0] == tokenizer.cls_token_id else 0
+    is_behind = position == "behind_cls" and inputs["input_ids"][0] == tokenizer.cls_token_id
+    n = 1 if is_behind else 0
     fillers = {
         "input_ids": ids,
         "attention_mask": [1] * len(ids),
@@ -76,9 +87,15 @@ def read_as_tokens(tokenizer: Any, prompt: str, example: Example) -> tuple[dict[
 
 
 @torch.no_grad()
-def features_of_tokens(encoder: Any, tokenizer: Any, prompt: str, example: Example) -> Tensor:
+def features_of_tokens(
+    encoder: Any,
+    tokenizer: Any,
+    prompt: str,
+    example: Example,
+    position: PromptPosition = "behind_cls",
+) -> Tensor:
     """Mean-pooled unit features (d,) of a prompt's tokens before an example's."""
-    rows, _ = read_as_tokens(tokenizer, prompt, example)
+    rows, _ = read_as_tokens(tokenizer, prompt, example, position)
     return F.normalize(encoder(**rows).last_hidden_state[0].mean(0), dim=-1)
 
 
@@ -103,17 +120,18 @@ def assert_same(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("pairs", [False, True], ids=["texts", "pairs"])
+@each_position
 @each_encoder
 def test_sequence_classifier_reads_a_hard_prompt_as_tokens(
-    encoder: str, pairs: bool, prompt: str
+    encoder: str, position: PromptPosition, pairs: bool, prompt: str
 ) -> None:
-    model = make_sequence(encoder)
+    model = make_sequence(encoder, prompt_position=position)
     plain, tokenizer = make_encoder(encoder)
     plain.eval()
     examples = make_examples(7, seed=0, pairs=pairs)
     split = model.encode(examples)
     assert len(set(split.lengths)) > 1  # The batch is padded.
-    expected = [features_of_tokens(plain, tokenizer, prompt, example) for example in examples]
+    expected = [features_of_tokens(plain, tokenizer, prompt, e, position) for e in examples]
     assert_same(features(model, hard(model, prompt), split)[0], torch.stack(expected))
 
 
@@ -162,6 +180,27 @@ def test_log_probs_are_normalised(model_name: str) -> None:
     assert_same(log_probs.exp().sum(-1), torch.ones(3, 5))
 
 
+@pytest.mark.parametrize("encoder", ["bert", "roberta"])
+def test_a_prompt_of_one_position_is_no_prompt_of_another(
+    encoder: str, store: FileSystemArtifactStore
+) -> None:
+    behind, front = (make_sequence(encoder, prompt_position=p) for p in get_args(PromptPosition))
+    assert (behind.prompt_position, front.prompt_position) == get_args(PromptPosition)
+    split = behind.encode(make_examples(5, seed=4))
+    prompt = three_prompts(behind)
+    difference = behind.log_probs(prompt, split) - front.log_probs(prompt, split)
+    assert difference.abs().max() > 0.01
+    assert behind.settings.items() ^ front.settings.items() == {
+        ("prompt_position", "behind_cls"),
+        ("prompt_position", "front"),
+    }
+    for model, other in ((behind, front), (front, behind)):
+        facts = PromptFacts("the our", (1, 2, 3), LABELS, encoder, other.fingerprint)
+        objective = make_objective(store=store, model=model)
+        with pytest.raises(CheckpointError, match="use the model and the task model of its study"):
+            objective.test(TrainedPrompt(prompt[[0]], facts))
+
+
 # Laws of a batch.
 
 
@@ -208,6 +247,7 @@ def test_texts_are_cut_to_what_the_longest_prompt_leaves(encoder: str) -> None:
     model = make_sequence(encoder, max_virtual_tokens=6)
     split = model.encode([Example("bread " * 100, 1), Example("wolf", 0)])
     assert split.lengths == (N_POSITIONS - 6, 2 if encoder == "headless" else 3)
+    assert model.max_text_tokens == N_POSITIONS - 6
     prompt = hard(model, "wolf new bread this people our")
     assert model.log_probs(prompt.with_head(any_head(model)), split).isfinite().all()
 
@@ -573,6 +613,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "no room for a text is left. Lower `max_virtual_tokens`",
     ),
     "an unknown token": (a_token_too_many, "holds 75, but the model embeds 75 tokens only"),
+    "no position": (
+        lambda: make_sequence(prompt_position="back"),
+        "`prompt_position` must be 'behind_cls' or 'front', got 'back'",
+    ),
     "no temperature": (lambda: make_dual(temperature=0.0), "`temperature` must be positive"),
     "a temperature below 0": (
         lambda: make_dual(temperature=-1.0),

@@ -1,6 +1,7 @@
 """An encoder that reads prompt and text together, with a linear head on top.
 
-The prompt stands before the text at ``inputs_embeds`` (prompt tuning, arXiv 2104.08691), the
+The prompt stands before the text at ``inputs_embeds`` (prompt tuning, arXiv 2104.08691): behind
+the ``[CLS]``, as words of the text would, or in front of the whole sequence, as PEFT has it. The
 hidden states are pooled, and a linear head, trained with the prompt, gives the logits.
 
 A fresh head is not random: it is the logistic regression on the frozen features under the
@@ -11,6 +12,8 @@ distort it for the sake of a head that knows nothing (arXiv 2202.10054).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +31,8 @@ from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
+#: Behind the text's leading special token, or in front of it.
+PromptPosition = Literal["behind_cls", "front"]
 _MAX_SEQUENCES = 64
 
 
@@ -40,9 +45,17 @@ class SequenceClassifier(PromptedEncoder):
         labels: Label names.
         max_length: Tokens at which texts are cut, besides the prompt.
         max_virtual_tokens: Positions kept free for the prompt.
+        prompt_position: ``behind_cls``, or ``front`` for prompts that :func:`write_peft` can
+            export. The pooling reads the whole sequence: in front, ``cls`` pools the first
+            virtual token. A prompt that was trained in one position is refused in the other.
+
+    Attributes:
+        pretrained: The encoder with its tokenizer and its pooling.
+        prompt_position: Where the prompt stands.
+        max_text_tokens: Tokens at which texts are really cut, special tokens included.
 
     Raises:
-        ValueError: If the encoder cannot read a prompt.
+        ValueError: If the encoder cannot read a prompt, or there is no such position.
     """
 
     batch_size = 16
@@ -58,10 +71,25 @@ class SequenceClassifier(PromptedEncoder):
         *,
         max_length: int = 128,
         max_virtual_tokens: int = 64,
+        prompt_position: PromptPosition = "behind_cls",
     ) -> None:
         super().__init__(pretrained)
+        if prompt_position not in get_args(PromptPosition):
+            raise ValueError(
+                f"`prompt_position` must be 'behind_cls' or 'front', got {prompt_position!r}."
+            )
+        self.pretrained = pretrained
         self.labels = tuple(labels)
-        self.settings = {"max_length": max_length, "max_virtual_tokens": max_virtual_tokens}
+        self.prompt_position = prompt_position
+        if prompt_position == "front":
+            self._offset = 0
+            self.fingerprint += ":front"
+        self.settings: dict[str, float | str | None] = {
+            "max_length": max_length,
+            "max_virtual_tokens": max_virtual_tokens,
+            "prompt_position": prompt_position,
+        }
+        self.max_text_tokens = min(max_length, self._n_positions - max_virtual_tokens)
         self._max_length = max_length
         self.placement = Placement(("texts",), self._n_layers, max_virtual_tokens)
 
