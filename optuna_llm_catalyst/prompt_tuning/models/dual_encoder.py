@@ -117,6 +117,10 @@ class DualEncoderClassifier(PromptedEncoder):
         features = self._features(self._classes, prompt, "labels", max_sequences=_MAX_CLASSES)
         return F.normalize(features, dim=-1)
 
+    def text_features(self, split: Split) -> Tensor:
+        """Unit features of a split's texts, of shape ``(n, d)``."""
+        return split.rows("features")
+
     def _text_features(self, prompt: Prompt, batch: Split) -> Tensor:
         if not prompt.layers("texts", batch):
             return batch.rows("features").unsqueeze(0)

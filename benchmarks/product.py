@@ -1,0 +1,294 @@
+"""What a study leaves beside what it is compared with, over tasks, seeds and ways to start.
+
+Runs a study for each task, seed, arm and kind of sides, tests all that the study's report compares,
+and prints the means with paired differences. An arm is where starts come from:
+
+    random      random words
+    templates   templates that name the task, then none
+    mutation    two templates, then mutation
+    none        an LLM that sees the task only
+    ranked      an LLM that sees the ranked history
+    pools       ranked, and asked for one candidate near the best, others in other wordings
+    ensemble    ranked, and told what the ensemble so far confuses
+    all, +NAME, -NAME   sections of the meta-prompt, more or fewer
+
+Needs the extra ``demo``. Rows go to a JSONL file as they are made, and a run that is in it is not
+made again. ``--llm replay:FOLDER`` repeats recorded runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Iterable
+from collections.abc import Iterator
+import gzip
+import json
+from pathlib import Path
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import optuna
+from optuna.artifacts import FileSystemArtifactStore
+
+from optuna_llm_catalyst import LLMCatalystSampler
+from optuna_llm_catalyst import LLMProposer
+from optuna_llm_catalyst import PromptSpace
+from optuna_llm_catalyst import ReplayProvider
+from optuna_llm_catalyst.cli.export import reply_rows
+from optuna_llm_catalyst.cli.llms import choose_llm
+from optuna_llm_catalyst.cli.options import LLMOptions
+from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning import few_shot
+from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning import load_task
+from optuna_llm_catalyst.prompt_tuning import product
+from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning import Task
+from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
+from optuna_llm_catalyst.proposers.sections import SECTIONS
+from optuna_llm_catalyst.providers import Provider
+
+
+WITHOUT_LLM = ("random", "templates", "mutation")
+SIDES = ("labels", "both")
+_N_MUTATION_STARTS = 2
+Row = dict[str, Any]
+
+
+def sections_of(arm: str) -> tuple[str, ...]:
+    """The sections of an arm that asks an LLM."""
+    named = {"all": tuple(SECTIONS), "none": ("task", "mechanism", "request")}
+    if arm in named:
+        return named[arm]
+    changes = {"ranked": "", "pools": "+pools", "ensemble": "+ensemble"}
+    change = changes.get(arm, arm)
+    name = change[1:]
+    if change and (change[0] not in "+-" or name not in SECTIONS):
+        known = ", ".join([*WITHOUT_LLM, *named, *changes])
+        raise SystemExit(f"arm {arm!r} is none of {known}, +NAME, -NAME")
+    kept = set(DEFAULT_SECTIONS) - {name} if change[:1] == "-" else {*DEFAULT_SECTIONS, name}
+    return tuple(section for section in SECTIONS if section in kept)
+
+
+def make_task(folder: Path, seed: int, args: argparse.Namespace) -> Task:
+    """A few-shot task with the first of its test examples."""
+    task = few_shot(load_task(folder), args.shots, seed)
+    return Task(**{**vars(task), "test": task.test[: args.test_examples]})
+
+
+def make_objective(
+    task: Task, sides: str, seed: int, args: argparse.Namespace, pretrained: Any
+) -> PromptTuningObjective:
+    """The objective of a run."""
+    return PromptTuningObjective(
+        DualEncoderClassifier(pretrained, task.labels, max_length=args.max_length),
+        task,
+        PromptSpace(pretrained.tokenizer, args.num_virtual_tokens),
+        stage=GradientStage(n_steps=args.steps),
+        n_text_prompts=SIDES.index(sides),
+        seed=seed,
+        artifact_store=FileSystemArtifactStore(tempfile.mkdtemp()),
+        n_checked_swaps=0 if args.no_swaps else 8,
+    )
+
+
+def make_sampler(
+    objective: PromptTuningObjective,
+    arm: str,
+    seed: int,
+    provider: Provider | None,
+    args: argparse.Namespace,
+) -> LLMCatalystSampler:
+    """The sampler of an arm."""
+    task, proposer = objective.task, None
+    if provider is not None:
+        proposer = LLMProposer(
+            provider,
+            task.description,
+            labels=task.labels,
+            mechanism=DualEncoderClassifier.mechanism,
+            n_validation=len(task.validation),
+            n_stages=args.stages,
+            sections=sections_of(arm),
+            edit_horizon=args.stages,
+            timeout=args.llm_timeout,
+        )
+    n_startup = {"random": args.stages, "templates": args.stages, "mutation": _N_MUTATION_STARTS}
+    return LLMCatalystSampler(
+        objective.space,
+        task_description=task.description,
+        labels=task.labels,
+        proposer=proposer,
+        startup="random" if arm == "random" else "task",
+        n_startup_trials=n_startup.get(arm, 0),
+        n_candidates=args.candidates,
+        screen={
+            "own": objective.score,
+            "ensemble": objective.score_in_ensemble,
+            "none": None,
+        }[args.screen],
+        seed=seed,
+    )
+
+
+def run(
+    objective: PromptTuningObjective,
+    arm: str,
+    seed: int,
+    provider: Provider | None,
+    args: argparse.Namespace,
+) -> tuple[Row, optuna.Study]:
+    """One run: its test accuracies and its study."""
+    started = time.perf_counter()
+    study = optuna.create_study(
+        sampler=make_sampler(objective, arm, seed, provider, args),
+        pruner=optuna.pruners.NopPruner(),
+    )
+    study.optimize(objective, n_trials=args.stages)
+    trained = time.perf_counter()
+    found = product.measure(objective, study)
+    labels = [example.label for example in objective.task.test]
+    stages = [
+        objective.test(objective.prompts.load(study, trial.number)).accuracy
+        for trial in study.trials
+    ]
+    origins = [trial.user_attrs["origin"] for trial in study.trials]
+    return {
+        "scores": {name: _accuracy(labels, p.argmax(-1).tolist()) for name, p in found.log_probs.items()},
+        "stages": stages,
+        "mean stage": statistics.mean(stages),
+        "value": study.best_value,
+        "origins": origins,
+        "prompts": [trial.user_attrs["prompt"] for trial in study.trials],
+        "n_fallbacks": 0 if arm in WITHOUT_LLM else len(origins) - origins.count("llm"),
+        "forward_sequences": sum(t.user_attrs["forward_sequences"] for t in study.trials),
+        "seconds": round(trained - started, 1),
+    }, study
+
+
+def _accuracy(labels: list[int], predictions: list[int]) -> float:
+    return statistics.mean(int(a == b) for a, b in zip(labels, predictions, strict=True))
+
+
+def report(rows: Iterable[Row]) -> Iterator[str]:
+    """Means over all tasks and seeds, and paired differences, as Markdown."""
+    runs: dict[tuple[str, str], dict[tuple[str, int], dict[str, float]]] = defaultdict(dict)
+    others: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+    for row in rows:
+        pair = row["task"], row["seed"]
+        if "arm" not in row:  # Another method, such as SetFit.
+            others[row["name"]][pair] = row["accuracy"]
+            continue
+        scores = {**row["scores"], "mean of stages": row["mean stage"]}
+        runs[row["sides"], row["arm"]][pair] = scores
+    yield "\n| sides | starts | runs | row | mean | fitted minus it ± s.e. | higher in |"
+    yield "|---|---|---|---|---|---|---|"
+    for (sides, arm), pairs in runs.items():
+        product_ = {pair: scores[product.FITTED] for pair, scores in pairs.items()}
+        names = list(dict.fromkeys(name for scores in pairs.values() for name in scores))
+        table = {name: {p: s[name] for p, s in pairs.items() if name in s} for name in names}
+        for name, found in {**table, **others}.items():
+            common = sorted(found.keys() & product_.keys())
+            if not common:
+                continue
+            mean = statistics.mean(found[pair] for pair in common)
+            leads = [product_[pair] - found[pair] for pair in common]
+            lead = "" if name == product.FITTED else _lead(leads)
+            higher = "" if name == product.FITTED else f"{sum(x > 0 for x in leads)}"
+            yield f"| {sides} | {arm} | {len(common)} | {name} | {mean:.1%} | {lead} | {higher} |"
+
+
+def _lead(leads: list[float]) -> str:
+    if len(leads) < 2:
+        return f"{100 * leads[0]:+.1f}"
+    error = statistics.stdev(leads) / len(leads) ** 0.5
+    return f"{100 * statistics.mean(leads):+.1f} ± {100 * error:.1f}"
+
+
+def provider_of(args: argparse.Namespace, arm: str, name: str) -> Provider | None:
+    """The LLM of one run; a replayed one has a file of its own."""
+    if arm in WITHOUT_LLM:
+        return None
+    if args.llm.startswith("replay:"):
+        return ReplayProvider(Path(args.llm.removeprefix("replay:")) / f"{name}.jsonl")
+    provider, line = choose_llm(
+        LLMOptions(llm=args.llm, llm_url=args.llm_url, num_ctx=args.num_ctx)
+    )
+    if provider is None:
+        raise SystemExit(f"the arm {arm!r} needs an LLM: {line}")
+    return provider
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, nargs="*", help="folders of tasks; none to report only")
+    parser.add_argument("--arms", nargs="+", default=["random", "templates"])
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--llm", default="mutation", help="as for tune; or replay:FOLDER")
+    parser.add_argument("--llm-url", default="")
+    parser.add_argument("--llm-timeout", type=float, default=300)
+    parser.add_argument("--num-ctx", type=int, default=8192)
+    parser.add_argument("--screen", choices=("own", "ensemble", "none"), default="own")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--num-virtual-tokens", type=int, default=8)
+    parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
+    parser.add_argument("--test-examples", type=int, default=500)
+    parser.add_argument("--stages", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--no-swaps", action="store_true", help="measure no word swaps")
+    parser.add_argument("--record", type=Path, help="folder for the LLM's replies")
+    parser.add_argument("--out", type=Path, required=True, help="JSONL file, one line a run")
+    args = parser.parse_args()
+    for arm in args.arms:
+        if arm not in WITHOUT_LLM:
+            sections_of(arm)  # Raises for a name that is none.
+    return args
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows made so far; from a compressed file, too."""
+    if not path.exists():
+        return []
+    read = gzip.open if path.suffix == ".gz" else open
+    with read(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def main() -> None:
+    args = parse_arguments()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    known = {(r["task"], r["seed"], r.get("arm"), r.get("sides")) for r in read_rows(args.out)}
+    pretrained = load_pretrained() if args.data else None
+    runs = [
+        (folder, seed, sides, arm)
+        for folder in args.data
+        for seed in args.seeds
+        for sides in args.sides
+        for arm in args.arms
+        if (folder.name, seed, arm, sides) not in known
+    ]
+    for folder, seed, sides, arm in runs:
+        name = f"{folder.name}-{seed}-{sides}-{arm}"
+        objective = make_objective(make_task(folder, seed, args), sides, seed, args, pretrained)
+        row, study = run(objective, arm, seed, provider_of(args, arm, name), args)
+        row = {"task": folder.name, "seed": seed, "arm": arm, "sides": sides, **row}
+        print(f"{name}: {row['seconds']} s", {n: f"{s:.3f}" for n, s in row["scores"].items()})
+        if args.record and arm not in WITHOUT_LLM:
+            args.record.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps(reply) + "\n" for reply in reply_rows(study)]
+            (args.record / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        with args.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    print("\n".join(report(read_rows(args.out))))
+
+
+if __name__ == "__main__":
+    main()
