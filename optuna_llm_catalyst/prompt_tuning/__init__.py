@@ -2,10 +2,13 @@
 
 from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.data import draw_splits
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.data import few_shot
 from optuna_llm_catalyst.prompt_tuning.data import load_task
 from optuna_llm_catalyst.prompt_tuning.data import Task
+from optuna_llm_catalyst.prompt_tuning.data import task_from_table
+from optuna_llm_catalyst.prompt_tuning.data import task_from_texts
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
@@ -30,11 +33,14 @@ __all__ = [
     "SoftPrompt",
     "Task",
     "TrainedPrompt",
+    "draw_splits",
     "fail_dead_trials",
     "few_shot",
     "load_pretrained",
     "load_soft_prompt",
     "load_task",
     "nearest",
+    "task_from_table",
+    "task_from_texts",
     "word_table",
 ]
