@@ -158,7 +158,9 @@ def run(
     ]
     origins = [trial.user_attrs["origin"] for trial in study.trials]
     return {
-        "scores": {name: _accuracy(labels, p.argmax(-1).tolist()) for name, p in found.log_probs.items()},
+        "scores": {
+            name: _accuracy(labels, p.argmax(-1).tolist()) for name, p in found.log_probs.items()
+        },
         "stages": stages,
         "mean stage": statistics.mean(stages),
         "value": study.best_value,

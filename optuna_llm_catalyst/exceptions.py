@@ -33,7 +33,7 @@ class InvalidReplyError(CatalystError):
 
 
 class DataError(CatalystError, ValueError):
-    """A data folder cannot be used; the message names the file, the line and the fix."""
+    """Labelled texts cannot be used; the message names the file, the line and the fix."""
 
 
 class ModelNotFoundError(CatalystError, ValueError):

@@ -125,9 +125,13 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
 
     data: str = argument(
         MISSING,
-        "Folder with train.jsonl, validation.jsonl, test.jsonl and card.json; or the word demo "
-        "for the customer-support messages that come with the package.",
+        "File of labelled texts (CSV, TSV, JSONL, Parquet), or a folder with files train, "
+        "validation and test; hf:NAME for a data set of the Hugging Face hub, also hf:NAME:CONFIG "
+        "and hf:NAME@REVISION; demo for the customer-support messages of the package.",
     )
+    text: str = option("", "Column of the texts. Default: text, or one that is called like that.")
+    text_pair: str = option("", "Column of second texts, for tasks on pairs.")
+    label: str = option("", "Column of the labels. Default: label, or one that is called so.")
     model_type: Literal["dual-encoder", "sequence-classifier"] = option(
         "dual-encoder", "How the encoder classifies."
     )
@@ -146,7 +150,7 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     eval_every: int = count(10, "Steps between two evaluations.", least=1)
     refine_steps: int = count(0, "Steps of one last, long stage that continues the best; 0: none.")
     shots: int = count(0, "Train and validate on so many examples a label; 0: on all.")
-    seed: int = count(0, "Seed of everything random.")
+    seed: int = count(0, "Seed of everything random, the draw of splits included.")
     llm_timeout: float = option(
         DEFAULT_TIMEOUT_S,
         "Seconds for one proposal, loading and retries included.",

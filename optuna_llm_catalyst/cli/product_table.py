@@ -16,9 +16,7 @@ _MIN_TABLE_WIDTH = 72
 _HEADINGS = ("", "{metric}", "95 % interval", "{product} minus it", "which is")
 
 
-def parts(
-    rows: Sequence[Row], *, product: str, metric: str, n_examples: int
-) -> list[str | Table]:
+def parts(rows: Sequence[Row], *, product: str, metric: str, n_examples: int) -> list[str | Table]:
     """The table for a terminal; lines where it has no room."""
     title = f"On {n_examples} test examples, which chose nothing"
     headings = [heading.format(metric=metric, product=product) for heading in _HEADINGS]

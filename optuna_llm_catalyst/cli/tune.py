@@ -26,6 +26,7 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.progress import keep_unsaved
 from optuna_llm_catalyst.cli.progress import print_results
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.cli.task import load_task
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
@@ -41,7 +42,10 @@ _MAX_EXAMPLES = 12
 
 def run(options: TuneOptions) -> int:
     """Runs stages and reports; returns the exit code."""
-    sections, task = sections_of(options.sections), _task(options)
+    sections = sections_of(options.sections)
+    task, found = load_task(options)
+    for line in found:
+        output.say(line)
     provider, line = choose_llm(options, device=options.device)
     progress = StageProgress(options)
     model, objective = _model_and_objective(options, task, progress)
@@ -122,18 +126,6 @@ def _run_stages(
             f"this stage is lost, the same command goes on with the next: {first_line(error)}"
         ) from error
     return 0
-
-
-def _task(options: TuneOptions) -> prompt_tuning.Task:
-    task = prompt_tuning.load_task(options.data)
-    if options.shots:
-        return prompt_tuning.few_shot(task, options.shots, options.seed)
-    if not task.validation:
-        raise output.UserError(
-            f"{options.data}: there is no validation.jsonl: add it, or draw train and validation "
-            "from train.jsonl with --shots 16."
-        )
-    return task
 
 
 def _model_and_objective(

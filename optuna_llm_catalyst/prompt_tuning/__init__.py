@@ -2,10 +2,13 @@
 
 from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.data import draw_splits
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.data import few_shot
 from optuna_llm_catalyst.prompt_tuning.data import load_task
 from optuna_llm_catalyst.prompt_tuning.data import Task
+from optuna_llm_catalyst.prompt_tuning.data import task_from_table
+from optuna_llm_catalyst.prompt_tuning.data import task_from_texts
 from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
@@ -36,6 +39,7 @@ __all__ = [
     "Task",
     "TrainedPrompt",
     "TwoSidedPrompt",
+    "draw_splits",
     "fail_dead_trials",
     "few_shot",
     "load_pretrained",
@@ -43,6 +47,8 @@ __all__ = [
     "load_soft_prompt",
     "load_task",
     "nearest",
+    "task_from_table",
+    "task_from_texts",
     "word_table",
     "write_peft",
 ]

@@ -380,8 +380,8 @@ def _check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompt
     """Raises if model, task and space do not belong together."""
     if not task.validation:
         raise ValueError(
-            "`task` has no validation examples, by which stages are compared: add "
-            "validation.jsonl, or draw them with `few_shot(task, shots, seed)`."
+            "`task` has no validation examples, by which stages are compared: draw them with "
+            "`draw_splits(task, seed)` or `few_shot(task, shots, seed)`."
         )
     if tuple(task.labels) != tuple(model.labels):
         raise ValueError(f"`model` has the labels {model.labels}, `task` has {task.labels}.")

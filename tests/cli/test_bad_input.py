@@ -114,7 +114,7 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
         ("tune", "empty"),
         "validation.jsonl: there is no example in it",
     ),
-    "a file as data": (_csv, ("tune", "mine.csv"), "mine.csv: is a file; give a folder"),
+    "a file as data": (_csv, ("tune", "mine.csv"), "mine.csv: there is no example in it"),
     "unknown option": (_nothing, ("show", "--colour"), "No such option: --colour"),
     "unknown command": (_nothing, ("tun",), "No such command 'tun'"),
     "password in an argument": (

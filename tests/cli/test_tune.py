@@ -122,7 +122,6 @@ FAULTS = {
     "bad JSON": (["tune", "{data_bad_json}"], "train.jsonl:2: not a line of JSON"),
     "unknown label": (["tune", "{data_bad_label}"], "train.jsonl:2: unknown label 'plant'"),
     "label not in train": (["tune", "{data_no_label}"], "no example of label"),
-    "no validation": (["tune", "{data_no_validation}"], "--shots 16"),
     "too many shots": (["tune", "{data}", "--shots", "16"], "use at most 4 shots"),
     "model not found": (["tune", "{data}", "--model", "no/such-model"], "model 'no/such-model'"),
     "no model name": (["tune", "{data}", "--model", "a//b"], "model 'a//b'"),
@@ -197,7 +196,6 @@ def places(tmp_path: Path, data: Path, tiny_model: Path) -> dict[str, Path]:
         "data_bad_json": [rows[0], '{"text": '],
         "data_bad_label": [rows[0], '{"text": "fern", "label": "plant"}'],
         "data_no_label": [row for row in rows if json.loads(row)["label"] != 2],
-        "data_no_validation": rows,
     }
     for name, lines in broken.items():
         (tmp_path / name).mkdir()

@@ -1,0 +1,40 @@
+"""The data of ``tune``: from its options to a task, and what there is to say of it."""
+
+from __future__ import annotations
+
+from optuna_llm_catalyst import prompt_tuning
+from optuna_llm_catalyst.cli.options import TuneOptions
+
+
+_MAX_LABELS = 12
+
+
+def load_task(options: TuneOptions) -> tuple[prompt_tuning.Task, list[str]]:
+    """The task that the options name, drawn as they say, and lines about it for the screen."""
+    task = prompt_tuning.load_task(
+        options.data,
+        text=options.text or None,
+        text_pair=options.text_pair or None,
+        label=options.label or None,
+        seed=options.seed,
+    )
+    if options.shots:
+        task = prompt_tuning.few_shot(task, options.shots, options.seed)
+    return task, [_sizes(task), *_draw(task, options), *task.notes]
+
+
+def _sizes(task: prompt_tuning.Task) -> str:
+    sizes = f"{len(task.train)} texts to train, {len(task.validation)} to validate"
+    tested = f"{len(task.test)} to test" if task.test else "none to test"
+    more = len(task.labels) - _MAX_LABELS
+    labels = ", ".join(task.labels[:_MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
+    return f"Data {task.name}: {sizes}, {tested}. {len(task.labels)} labels: {labels}."
+
+
+def _draw(task: prompt_tuning.Task, options: TuneOptions) -> list[str]:
+    drawn = [*task.drawn]
+    if options.shots:
+        rest = [f"the {split} split" for split in drawn if split != "validation"]
+        drawn = [f"{options.shots} texts of each label to train, as many to validate", *rest]
+    how = f"Drawn label by label from the training texts (seed {options.seed})"
+    return [f"{how}: {', '.join(drawn)}."] if drawn else []
