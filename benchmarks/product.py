@@ -1,7 +1,7 @@
 """What a study leaves beside what it is compared with, over tasks, seeds and ways to start.
 
-Runs a study for each task, seed, arm and kind of sides, tests all that the study's report compares,
-and prints the means with paired differences. An arm is where starts come from:
+Runs a study for each task, seed, arm and kind of sides, tests all that the study's report
+compares, and prints the means with paired differences. An arm is where starts come from:
 
     random      random words
     templates   templates that name the task, then none

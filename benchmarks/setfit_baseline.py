@@ -1,7 +1,7 @@
 """SetFit on the same draws: it trains the whole encoder, on train or on train and validation.
 
-Needs ``setfit`` besides the extra ``demo``; it is no dependency of the project. Rows go to the file
-of ``product.py``, whose report shows them, with the seconds that training took.
+Needs ``setfit`` besides the extra ``demo``; it is no dependency of the project. Rows go to the
+file of ``product.py``, whose report shows them, with the seconds that training took.
 """
 
 from __future__ import annotations

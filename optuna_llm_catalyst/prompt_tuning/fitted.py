@@ -1,4 +1,4 @@
-"""The ensemble, fitted: a linear readout of each group's text features, pulled towards its mean."""
+"""The ensemble, fitted: a readout of each group's features, pulled towards the group's mean."""
 
 from __future__ import annotations
 
