@@ -2,8 +2,9 @@
 
 Members whose texts are read in the same way form a group. Where a model compares texts with class
 features, the features of a group's members are averaged, which costs nothing at inference; for
-other models the log-probabilities are. The probabilities of groups are averaged, each with the
-number of its members as weight.
+other models the log-probabilities are. The probabilities of the groups are averaged, however many
+members each has: a group is another view of the text, and one stage with a prompt before the texts
+was worth as much as the plain ones together (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Group:
     Attributes:
         text_prompt: What stands before the texts (``P = 1``); None for nothing.
         members: The members, in the order of their numbers.
-        weight: Their part of all members.
+        weight: The group's part of the average.
         readout: What classifies, where the model compares features: the average of the members'
             class features, or a fit that was pulled towards it.
     """
@@ -186,11 +187,8 @@ def grouped(members: Sequence[Member]) -> tuple[Group, ...]:
     for member in members:
         key = "" if member.text_prompt is None else digest(member.text_prompt)
         found.setdefault(key, []).append(member)
-    return tuple(
-        Group(group[0].text_prompt, tuple(group), len(group) / len(members))
-        for group in found.values()
-        if group
-    )
+    groups = [tuple(group) for group in found.values() if group]
+    return tuple(Group(group[0].text_prompt, group, 1 / len(groups)) for group in groups)
 
 
 def averaged(groups: Sequence[Group], model: TaskModel) -> tuple[Group, ...]:
