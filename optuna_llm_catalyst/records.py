@@ -45,6 +45,8 @@ MAX_TEXT = 32_000
 #: Marks a trial of which a proposal is requested, before it is, and what came of it.
 _REQUESTED = f"{PREFIX}asked"
 _SUCCEEDED = f"{PREFIX}answered"
+#: Somebody else may have written a record: no JSON, JSON that is too deep, or another form.
+_UNREADABLE = (KeyError, TypeError, ValueError, RecursionError, OverflowError)
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
@@ -119,16 +121,27 @@ def load(trial: BaseTrial, name: str, kind: type[T]) -> T | None:
     A record of another form is named once in the log. Dataclasses are shared between calls.
     """
     attrs = _system_attrs(trial)
-    n_chunks = attrs.get(PREFIX + name)
-    if n_chunks is None:
-        return None
     try:
-        text = "".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks))
-        return _parse_shared(text, kind) if is_dataclass(kind) else _parse(text, kind)
-    # Somebody else may have written it: no JSON, JSON that is too deep, or another form.
-    except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        why = f"{type(error).__name__}: {error}"[:200]
-        _name_unreadable(trial.datetime_start, trial.number, name, why)
+        return _read(attrs, name, kind)
+    except _UNREADABLE as error:
+        _name_unreadable(trial.datetime_start, f"trial {trial.number}", name, _why(error))
+        return None
+
+
+def save_to_study(study: optuna.Study, name: str, payload: Any) -> None:
+    """Saves a record on a study. Never within a trial: those of several workers would race."""
+    present = study._storage.get_study_system_attrs(study._study_id)
+    for key, value in _entries(name, payload, present):
+        study._storage.set_study_system_attr(study._study_id, key, value)
+
+
+def load_from_study(study: optuna.Study, name: str, kind: type[T]) -> T | None:
+    """A record of a study as a type; None if it is missing, not whole or of another form."""
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    try:
+        return _read(attrs, name, kind)
+    except _UNREADABLE as error:
+        _name_unreadable(None, f"study {study.study_name!r}", name, _why(error))
         return None
 
 
@@ -252,11 +265,23 @@ def _parse(text: str, kind: type[T]) -> T:
 _parse_shared = lru_cache(maxsize=256)(_parse)
 
 
+def _read(attrs: Mapping[str, Any], name: str, kind: type[T]) -> T | None:
+    n_chunks = attrs.get(PREFIX + name)
+    if n_chunks is None:
+        return None
+    text = "".join(attrs[f"{PREFIX}{name}:{i}"] for i in range(n_chunks))
+    return _parse_shared(text, kind) if is_dataclass(kind) else _parse(text, kind)
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
 @lru_cache(maxsize=10_000)
-def _name_unreadable(start: datetime | None, number: int, name: str, why: str) -> None:
+def _name_unreadable(start: datetime | None, whose: str, name: str, why: str) -> None:
     """Logs a line once a trial, which number and start tell from those of other studies."""
     _logger.warning(
-        f"The record {PREFIX + name!r} of trial {number} cannot be read and counts as absent: "
+        f"The record {PREFIX + name!r} of {whose} cannot be read and counts as absent: "
         f"{one_line(why)}"
     )
 

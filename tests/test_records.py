@@ -85,6 +85,33 @@ def test_every_storage_keeps_a_record(storage: BaseStorage, payload: dict[str, A
         assert records.load(seen, "other", Any) is None
 
 
+@pytest.mark.parametrize("payload", [{}, {"a": [1, None, True, 0.1]}, LONG])
+def test_every_storage_keeps_a_record_of_a_study(
+    storage: BaseStorage, payload: dict[str, Any]
+) -> None:
+    study = optuna.create_study(storage=storage, study_name="one")
+    other = optuna.create_study(storage=storage, study_name="two")
+    assert records.load_from_study(study, "thing", dict) is None
+    for written in (LONG, payload):
+        records.save_to_study(study, "thing", written)
+    loaded = optuna.load_study(storage=storage, study_name="one")
+    assert records.load_from_study(loaded, "thing", dict) == payload
+    assert records.load_from_study(other, "thing", dict) is None
+
+
+def test_an_unreadable_record_of_a_study_is_named_once() -> None:
+    study = optuna.create_study(study_name="of mine")
+    records.save_to_study(study, "thing", [1])
+    with logged("optuna") as lines:
+        for _ in range(2):
+            assert records.load_from_study(study, "thing", dict) is None
+    [line] = lines
+    assert "'llm_catalyst:thing' of study 'of mine' cannot be read" in line
+    optuna.delete_study(study_name="of mine", storage=study._storage)
+    with pytest.raises(KeyError):
+        records.load_from_study(study, "thing", dict)
+
+
 def test_no_chunk_is_longer_than_every_storage_takes() -> None:
     study = optuna.create_study()
     records.save(study.ask(), "thing", LONG)
