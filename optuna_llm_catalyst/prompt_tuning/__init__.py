@@ -2,6 +2,8 @@
 
 from optuna_llm_catalyst.prompt_tuning.checkpoints import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
+from optuna_llm_catalyst.prompt_tuning.classifier_loading import load_classifier
 from optuna_llm_catalyst.prompt_tuning.data import draw_splits
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.data import few_shot
@@ -32,6 +34,7 @@ __all__ = [
     "GradientStage",
     "Pretrained",
     "Prompt",
+    "PromptClassifier",
     "PromptEnsemble",
     "PromptTuningObjective",
     "SequenceClassifier",
@@ -42,6 +45,7 @@ __all__ = [
     "draw_splits",
     "fail_dead_trials",
     "few_shot",
+    "load_classifier",
     "load_pretrained",
     "load_prompt_ensemble",
     "load_soft_prompt",

@@ -81,7 +81,7 @@ class _Metadata:
 
 def folder_store(folder: str | Path) -> FileSystemArtifactStore:
     """A store in a folder, made if need be; a CheckpointError if that cannot be."""
-    with _explained(f"{folder}: no folder for artifacts"):
+    with explained(f"{folder}: no folder for artifacts"):
         Path(folder).mkdir(parents=True, exist_ok=True)
     return FileSystemArtifactStore(base_path=str(folder))
 
@@ -89,7 +89,7 @@ def folder_store(folder: str | Path) -> FileSystemArtifactStore:
 def check_writable(store: ArtifactStore) -> None:
     """Raises a CheckpointError unless a store and the temporary folder can be written."""
     probe = f"probe-{uuid.uuid4()}"
-    with _explained("trained prompts cannot be stored, so no stage was started"):
+    with explained("trained prompts cannot be stored, so no stage was started"):
         with tempfile.TemporaryFile() as file:
             file.write(probe.encode())
         store.write(probe, BytesIO(probe.encode()))
@@ -113,7 +113,7 @@ def write(trained: TrainedPrompt, path: str | Path) -> None:
     metadata = _Metadata(_FORMAT, trained.prompt.kind.name, trained.facts)
     cpu = trained.prompt.map(lambda tensor: tensor.detach().cpu().contiguous().clone())
     text = json.dumps(asdict(metadata), sort_keys=True)
-    with _explained(f"{path}: cannot be written"):
+    with explained(f"{path}: cannot be written"):
         save_file(dict(cpu.tensors), str(path), metadata={_METADATA: text})
 
 
@@ -125,12 +125,12 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
     """
     name = name or str(path)
     with (
-        _explained(f"{name}: not a safetensors file"),
+        explained(f"{name}: not a safetensors file"),
         safe_open(str(path), framework="pt") as file,
     ):
         texts = file.metadata() or {}
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    with _explained(f"{name}: no soft prompt of this package (format {_FORMAT})"):
+    with explained(f"{name}: no soft prompt of this package (format {_FORMAT})"):
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
         if metadata.format != _FORMAT:
             raise ValueError(f"it has format {metadata.format!r}")
@@ -153,7 +153,7 @@ def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None
     if not isinstance(trial, Trial):
         return
     with (
-        _explained(f"the soft prompt of trial {trial.number} cannot be stored"),
+        explained(f"the soft prompt of trial {trial.number} cannot be stored"),
         tempfile.TemporaryDirectory() as folder,
     ):
         path = Path(folder) / _FILE_NAME
@@ -206,11 +206,7 @@ def load_of(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
     name = f"the soft prompt of trial {trial.number} (artifact {artifact_id})"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / _FILE_NAME
-        with _explained(
-            f"{name} is not in this artifact store: give the store, or the folder, with which "
-            "the study was made"
-        ):
-            download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact_id)
+        download(artifact_id, store, path, name=name)
         trained = read(path, name=name)
         record = _record(artifact_id, path)
     if records.load(trial, "soft_prompt", dict[str, str]) != record:
@@ -222,12 +218,25 @@ def load_of(trial: FrozenTrial, store: ArtifactStore) -> TrainedPrompt:
 
 
 def _record(artifact_id: str, path: Path) -> dict[str, str]:
-    checksum = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"artifact_id": artifact_id, "sha256": checksum}
+    return {"artifact_id": artifact_id, "sha256": checksum(path)}
+
+
+def download(artifact_id: str, store: ArtifactStore, path: Path, *, name: str) -> None:
+    """Downloads an artifact to a file; a CheckpointError, which names it, if it is not there."""
+    with explained(
+        f"{name} is not in this artifact store: give the store, or the folder, with which the "
+        "study was made"
+    ):
+        download_artifact(artifact_store=store, file_path=str(path), artifact_id=artifact_id)
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager
-def _explained(problem: str) -> Iterator[None]:
+def explained(problem: str) -> Iterator[None]:
     """Whatever a store or a file raises, as one kind of error that says what it is about."""
     try:
         yield

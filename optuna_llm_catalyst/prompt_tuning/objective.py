@@ -27,9 +27,13 @@ from optuna_llm_catalyst.prompt_tuning import stage_records
 from optuna_llm_catalyst.prompt_tuning import text_prompts
 from optuna_llm_catalyst.prompt_tuning import workers
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
+from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
 from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
+from optuna_llm_catalyst.prompt_tuning.ensemble import grouped
+from optuna_llm_catalyst.prompt_tuning.ensemble import member_trials
+from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import Passes
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
@@ -264,6 +268,35 @@ class PromptTuningObjective:
             study.tell(trial, state=TrialState.FAIL)
             raise
         return study.tell(trial, value)
+
+    def classifier(
+        self, study: optuna.Study, *, k: int | None = None, fit: bool = True
+    ) -> PromptClassifier:
+        """The ensemble of a study's complete stages as a classifier.
+
+        A stage whose prompt cannot be loaded is left out, and named in the log.
+
+        Args:
+            study: The study.
+            k: So many of the best by the study's value; by default all.
+            fit: Whether to fit it to the task's examples, where the model compares features.
+
+        Raises:
+            ValueError: If ``k`` is below one.
+            CheckpointError: If no stage is complete, or none has a prompt that can be loaded.
+        """
+        numbers = {trial.number for trial in member_trials(study, k)}
+        members = [m for m in self.ensemble.members(study) if m.number in numbers]
+        if not members:
+            raise CheckpointError(f"study {study.study_name!r} has no stage that can be loaded.")
+        facts = tuple(self.task.labels), self._model.name, self._model.fingerprint
+        unfitted = PromptClassifier(
+            self._model,
+            PromptEnsemble(grouped(members), *facts),
+            reads_pairs=any(example.text_pair is not None for example in self.task.train),
+        )
+        # The fit goes here: `fit_groups` on the groups, and `is_fitted` with them.
+        return unfitted
 
     @property
     def stage_settings(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import torch
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 
+from .tiny import make_encoder
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> Iterator[None]:
@@ -69,6 +71,15 @@ def store(tmp_path: Path) -> FileSystemArtifactStore:
     folder = tmp_path / "artifacts"
     folder.mkdir()
     return FileSystemArtifactStore(base_path=str(folder))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny encoder, as `load_pretrained` takes it."""
+    folder = tmp_path_factory.mktemp("model")
+    for part in make_encoder():
+        part.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

@@ -398,6 +398,7 @@ def test_a_stage_may_be_a_module(stage_class: type[ModuleStage], store: Store) -
         "budget": 5,
         "temperature": 0.05,
         "max_length": None,
+        "max_virtual_tokens": 8,
     }
 
 

@@ -10,8 +10,14 @@ from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
 from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import SequenceClassifier
 
 
+#: The task models by the names that classifiers' files hold.
+TASK_MODELS: dict[str, type[DualEncoderClassifier] | type[SequenceClassifier]] = {
+    kind.__name__: kind for kind in (DualEncoderClassifier, SequenceClassifier)
+}
+
 __all__ = [
     "SOFT",
+    "TASK_MODELS",
     "DualEncoderClassifier",
     "Metrics",
     "Passes",

@@ -72,7 +72,11 @@ class DualEncoderClassifier(PromptedEncoder):
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
         self.labels = tuple(labels)
-        self.settings = {"temperature": temperature, "max_length": max_length}
+        self.settings = {
+            "temperature": temperature,
+            "max_length": max_length,
+            "max_virtual_tokens": max_virtual_tokens,
+        }
         self._temperature = temperature
         self._max_length = max_length
         self._n_reserved = min(max_virtual_tokens, self._n_positions // 2)
@@ -88,6 +92,12 @@ class DualEncoderClassifier(PromptedEncoder):
     def scale(self) -> float:
         """What the cosines are multiplied by."""
         return 1 / self._temperature
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens at which texts are cut, special tokens included."""
+        room = self._n_positions - self._n_reserved
+        return room if self._max_length is None else min(room, self._max_length)
 
     @torch.no_grad()
     def encode(self, examples: Sequence[Example], *, under: Prompt | None = None) -> Split:
