@@ -1,18 +1,19 @@
-"""``export``: a trained soft prompt, or the LLM's replies, out of the study for use elsewhere."""
+"""``export``: the classifier, a soft prompt, or the LLM's replies, for use elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 import json
 import os
 from pathlib import Path
+import shlex
 from typing import Any
 from typing import Literal
 
 import optuna
+from optuna.artifacts import FileSystemArtifactStore
 from safetensors import SafetensorError
 
 from optuna_llm_catalyst import records
@@ -22,8 +23,11 @@ from optuna_llm_catalyst.cli.options import ExportOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.cli.studies import load_study
 from optuna_llm_catalyst.exceptions import first_line
+from optuna_llm_catalyst.file_writing import write_whole
 from optuna_llm_catalyst.prompt_tuning import checkpoints
+from optuna_llm_catalyst.prompt_tuning import load_classifier
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning import write_peft
 from optuna_llm_catalyst.schema import decode
@@ -41,10 +45,10 @@ class _Reading:
 
 
 def run(options: ExportOptions) -> None:
-    """Writes what is asked for: the soft prompt, the same for PEFT, the recorded replies."""
+    """Writes what is asked for: the classifier or one stage, a stage for PEFT, replies."""
     if options.output is None and options.replies is None and options.peft is None:
         raise output.UserError(
-            "say what to export: a folder for the soft prompt, --peft FOLDER, or --replies FILE."
+            "say what to export: a folder for the classifier, --peft FOLDER, or --replies FILE."
         )
     study = load_study(options.storage, options.study_name)
     document: dict[str, Any] = {}
@@ -53,7 +57,15 @@ def run(options: ExportOptions) -> None:
         n_replies = _export_replies(study, options.replies)
         document |= {"replies": str(options.replies), "n_replies": n_replies}
         lines.append(f"{n_replies} replies exported to {options.replies}.")
-    if options.output is not None:
+    if options.output is not None and options.trial is None:
+        classifier, files = _export_classifier(study, options.output, options)
+        document |= {
+            "stages": classifier.ensemble.numbers,
+            "is_fitted": classifier.is_fitted,
+            "files": files,
+        }
+        lines += _classifier_lines(classifier, files)
+    elif options.output is not None:
         number, files = _export_soft_prompt(study, options.output, options)
         document |= {"stage": number, "files": files}
         lines.append(f"Stage {number} exported to {' and '.join(files)}.")
@@ -90,6 +102,27 @@ def _export_replies(study: optuna.Study, path: Path) -> int:
     return len(rows)
 
 
+def _export_classifier(
+    study: optuna.Study, folder: Path, options: ExportOptions
+) -> tuple[PromptClassifier, list[str]]:
+    classifier = load_classifier(
+        study,
+        device=options.device,
+        artifact_store=_store(options),
+        model=options.model or None,
+        trust_remote_code=options.trust_remote_code,
+    )
+    return classifier, [str(path) for path in classifier.export(folder)]
+
+
+def _classifier_lines(classifier: PromptClassifier, files: list[str]) -> Iterator[str]:
+    n_stages = len(classifier.ensemble.numbers)
+    fit = "fitted" if classifier.is_fitted else "uniform, without a fit"
+    yield f"Classifier of {n_stages} stages ({fit}) exported to {', '.join(files)}."
+    folder = shlex.quote(os.path.dirname(files[0]))
+    yield f"Next: optuna-llm-catalyst predict {folder} --text 'A text.'"
+
+
 def _export_soft_prompt(
     study: optuna.Study, folder: Path, options: ExportOptions
 ) -> tuple[int, list[str]]:
@@ -123,7 +156,9 @@ def _export_peft(
             f"stage {row.number} has no prompt that PEFT could put before a text: tune with "
             "--model-type sequence-classifier --prompt-position front."
         ) from error
-    pretrained = load_pretrained(trained.facts.model_name)
+    pretrained = load_pretrained(
+        options.model or trained.facts.model_name, trust_remote_code=options.trust_remote_code
+    )
     model = SequenceClassifier(pretrained, trained.facts.labels, **vars(reading))
     return row.number, [str(path) for path in write_peft(trained, model, folder)]
 
@@ -132,28 +167,20 @@ def _trained(
     study: optuna.Study, options: ExportOptions
 ) -> tuple[report.StageRow, checkpoints.TrainedPrompt]:
     """The chosen stage and its trained prompt."""
-    row = report.stage_row(study, options.trial)
+    row, store = report.stage_row(study, options.trial), _store(options)
+    return row, checkpoints.load_soft_prompt(study, trial_number=row.number, artifact_store=store)
+
+
+def _store(options: ExportOptions) -> FileSystemArtifactStore:
     if not options.artifacts.is_dir():
         raise output.UserError(f"--artifacts {str(options.artifacts)!r}: no such folder.")
-    store = checkpoints.folder_store(options.artifacts)
-    return row, checkpoints.load_soft_prompt(study, trial_number=row.number, artifact_store=store)
+    return checkpoints.folder_store(options.artifacts)
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     """Writes a file beside the old one, which it replaces once it is whole."""
-    path = path.resolve()
-    # A device or a pipe is written, never replaced.
-    is_file = path.is_file() or not path.exists()
-    new = path.with_name(f".{path.name[:200]}.{os.getpid()}") if is_file else path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(new)
-        if is_file:
-            os.replace(new, path)
+        write_whole(path, write)
     except (OSError, SafetensorError) as error:
         said = getattr(error, "strerror", None) or first_line(error)
-        raise output.UserError(f"{path} cannot be written: {said}.") from error
-    finally:
-        if is_file:
-            with suppress(OSError):
-                new.unlink(missing_ok=True)
+        raise output.UserError(f"{path.resolve()} cannot be written: {said}.") from error

@@ -69,13 +69,28 @@ class ShowOptions(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """The frozen model."""
+class LoadingOptions:
+    """How to load the frozen model."""
 
-    model: str = option(DEFAULT_MODEL, "Frozen encoder: a folder or a name.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps, …")
     trust_remote_code: bool = option(
         False, "Run Python code that comes with the model.", "--trust-remote-code"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(LoadingOptions):
+    """The frozen model."""
+
+    model: str = option(DEFAULT_MODEL, "Frozen encoder: a folder or a name.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModelOptions(LoadingOptions):
+    """The frozen model of what was tuned."""
+
+    model: str = option(
+        "", "Where the frozen model is: a folder or a name. Default: where it was for tune."
     )
 
 
@@ -106,10 +121,11 @@ class MetaPromptCommand(StudyOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions(ShowOptions):
-    """Export the soft prompt of the best stage or of another, or the LLM's replies."""
+class ExportOptions(KnownModelOptions, StudyOptions):
+    """Export the classifier, the soft prompt of one stage (--trial), or the LLM's replies."""
 
-    output: Path | None = argument(None, "Folder for the soft prompt; made if need be.")
+    output: Path | None = argument(None, "Folder to write to; made if need be.")
+    trial: int | None = count(None, "Number of a stage: export its soft prompt.")
     replies: Path | None = option(
         None, "JSONL file for the LLM's replies, to repeat: tune --llm replay:FILE"
     )
@@ -117,6 +133,23 @@ class ExportOptions(ShowOptions):
         None, "Folder for the soft prompt as a PEFT adapter; needs --prompt-position front."
     )
     artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(KnownModelOptions):
+    """Classify texts with what export wrote. Prints a row of JSON for each text."""
+
+    folder: Path = argument(MISSING, "Folder that export wrote.")
+    text: list[str] = option((), "A text; may be given several times.")
+    input: Path | None = option(
+        None,
+        'File of texts: .csv, .tsv, or else a row of JSON a line, such as {"text": "…"} or "…". '
+        "Default: such rows from stdin. A row's id is kept.",
+    )
+    text_column: str = option("text", "Where a row has its text.")
+    text_pair_column: str = option("text_pair", "Where a row has its second text, if it has one.")
+    proba: bool = option(False, "Print the probabilities of all labels.", "--proba")
+    batch_size: int = count(256, "Texts that are read and classified at once.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

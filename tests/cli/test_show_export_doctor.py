@@ -7,6 +7,7 @@ import optuna
 import pytest
 from safetensors.torch import load_file
 
+from optuna_llm_catalyst.prompt_tuning import load_classifier
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 from optuna_llm_catalyst.prompt_tuning.checkpoints import read
@@ -37,14 +38,12 @@ def test_show_tells_the_story_of_one_stage(cli: Cli, study: optuna.Study) -> Non
     assert [point["step"] for point in document["trajectory"]["points"]] == [0, 2, 4]
 
 
-@pytest.mark.parametrize("trial", [None, 0])
+@pytest.mark.parametrize("number", [0, 3])
 def test_export_writes_the_trained_prompt(
-    cli: Cli, study: optuna.Study, tmp_path: Path, trial: int | None
+    cli: Cli, study: optuna.Study, tmp_path: Path, number: int
 ) -> None:
-    chosen = () if trial is None else ("--trial", trial)
-    result = cli("export", "out", *chosen)
+    result = cli("export", "out", "--trial", number)
 
-    number = study.best_trial.number if trial is None else trial
     store = folder_store(tmp_path / "llm_catalyst_artifacts")
     expected = load_soft_prompt(study, trial_number=number, artifact_store=store)
     exported = read(tmp_path / "out" / "soft_prompt.safetensors")
@@ -54,6 +53,16 @@ def test_export_writes_the_trained_prompt(
     assert card["text"] == study.trials[number].user_attrs["prompt"]
     assert card["fingerprint"] == expected.facts.fingerprint
     assert card["stage"]["loss"] == study.trials[number].value
+
+
+def test_export_writes_the_classifier(cli: Cli, study: optuna.Study) -> None:
+    result = cli("export", "a folder")
+
+    found = load_classifier("a folder")
+    assert result.code == 0 and result.err == ""
+    assert found.ensemble.numbers == (0, 1, 2, 3)
+    assert "Classifier of 4 stages (uniform, without a fit) exported to a folder/" in result.out
+    assert "predict 'a folder' --text" in result.out
 
 
 @pytest.mark.parametrize("position", ["behind_cls", "front"])
@@ -86,6 +95,10 @@ FAULTS = {
     "export another stage": (["export", "out", "--trial", "9"], "has no stage 9"),
     "artifacts": (["export", "out", "--artifacts", "none"], "--artifacts 'none': no such folder"),
     "wrong artifacts": (["export", "out", "--artifacts", "."], "not in this artifact store"),
+    "wrong artifacts of a stage": (
+        ["export", "out", "--trial", "0", "--artifacts", "."],
+        "not in this artifact store",
+    ),
     "output is a file": (["export", "catalyst.db"], "cannot be written"),
     "no prompt for PEFT": (
         ["export", "--peft", "out"],
