@@ -10,21 +10,26 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import optuna
+from optuna.artifacts import FileSystemArtifactStore
 import pytest
 
 from optuna_llm_catalyst.cli import predict
 from optuna_llm_catalyst.cli.text_rows import Columns
 from optuna_llm_catalyst.cli.text_rows import json_rows
 from optuna_llm_catalyst.cli.text_rows import TextRow
+from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import load_classifier
+from optuna_llm_catalyst.prompt_tuning import load_pretrained
 from optuna_llm_catalyst.prompt_tuning import PromptClassifier
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import MAIN
 from tests.cli.test_bad_input import process
 from tests.cli.test_bad_input import REPOSITORY
+from tests.prompt_tuning.tiny import LABELS
 from tests.prompt_tuning.tiny import make_examples
 from tests.prompt_tuning.tiny import make_objective
 
@@ -40,12 +45,6 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(tiny_model: Path, folder: Path, **options: Any) -> Path:
-    from optuna.artifacts import FileSystemArtifactStore
-
-    from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
-    from optuna_llm_catalyst.prompt_tuning import load_pretrained
-    from tests.prompt_tuning.tiny import LABELS
-
     model = DualEncoderClassifier(load_pretrained(str(tiny_model)), LABELS, max_virtual_tokens=8)
     (folder / "artifacts").mkdir()
     store = FileSystemArtifactStore(base_path=str(folder / "artifacts"))
@@ -201,11 +200,11 @@ BAD_ROWS: dict[str, tuple[str | bytes, str]] = {
 def test_a_bad_row_is_named_by_its_line(case: str, piped: Cli) -> None:
     bad, message = BAD_ROWS[case]
     content = bad.encode() if isinstance(bad, str) else bad
-    result = piped(2 * GOOD.encode() + b"\n" + content + GOOD.encode(), "--batch-size", 2)
+    result = piped(3 * GOOD.encode() + b"\n" + content + GOOD.encode(), "--batch-size", 2)
     assert result.code == 2
-    assert len(rows(result.out)) == 2
+    assert len(rows(result.out)) == 3
     [line] = result.err.splitlines()
-    assert line.startswith(f"error: stdin:4: {message}")
+    assert line.startswith(f"error: stdin:5: {message}")
     assert len(line) < 300
 
 
@@ -309,6 +308,9 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
 def test_each_batch_is_written_at_once_and_a_closed_pipe_ends_it(folder: Path) -> None:
     """As in `yes … | predict | head -2`: the rows come before the input ends."""
     with start(folder, "--batch-size", "2") as command:
+        # Rows that do not come would be waited for without end.
+        timer = threading.Timer(300, command.kill)
+        timer.start()
         assert command.stdin and command.stdout and command.stderr
         command.stdin.write(GOOD * 2)
         command.stdin.flush()
@@ -318,6 +320,7 @@ def test_each_batch_is_written_at_once_and_a_closed_pipe_ends_it(folder: Path) -
         command.stdin.close()
         assert command.stderr.read() == ""
         assert command.wait() == 1
+        timer.cancel()
 
 
 def test_a_fresh_process_predicts_the_same(folder: Path, classifier: PromptClassifier) -> None:

@@ -49,6 +49,7 @@ from optuna_llm_catalyst.prompt_tuning.product_store import product_stages
 from optuna_llm_catalyst.prompt_tuning.product_store import save_product
 from tests.conftest import logged
 
+from .tiny import FILLERS
 from .tiny import LABELS
 from .tiny import make_examples
 from .tiny import make_objective
@@ -59,7 +60,8 @@ from .tiny import tiny_stage
 
 ROOT = Path(__file__).parents[2]
 KINDS = ("plain", "prompted", "sequence")
-TEXTS = [example.text for example in make_examples(40, seed=5)]
+#: The last is longer than the encoder takes.
+TEXTS = [*(example.text for example in make_examples(39, seed=5)), " ".join(FILLERS)]
 
 
 @dataclass(frozen=True)
@@ -358,15 +360,24 @@ def artifact(tuned: Tuned) -> Path:
     return path
 
 
-def overwrite(tuned: Tuned) -> None:
-    """Another classifier that is whole."""
+def of_one_stage(tuned: Tuned) -> None:
     tuned.objective.classifier(tuned.study, k=1).save(artifact(tuned))
+
+
+def of_another_fit(tuned: Tuned) -> None:
+    """Of the same stages: the checksum alone tells."""
+    found = tuned.classifier.ensemble
+    groups = tuple(
+        replace(group, readout=Readout(torch.eye(3, 32), 1.0)) for group in found.groups
+    )
+    PromptClassifier(tuned.model, replace(found, groups=groups)).save(artifact(tuned))
 
 
 PRODUCT_FAULTS: dict[str, tuple[Callable[[Tuned], object], str]] = {
     "gone": (lambda tuned: artifact(tuned).unlink(), "is not in this artifact store: give"),
     "cut": (lambda tuned: artifact(tuned).write_bytes(b"{"), "no safetensors file"),
-    "another": (overwrite, "is not the one that was stored"),
+    "another": (of_one_stage, "is not the one that was stored"),
+    "another fit": (of_another_fit, "is not the one that was stored"),
 }
 
 
@@ -655,13 +666,18 @@ def test_the_cards_lines_run_without_this_package(demo: Tuned, tmp_path: Path) -
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0" * 40)
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
-    texts = [example.text for example in demo.objective.task.test] + ["a long text " * 200]
+    test = [example.text for example in demo.objective.task.test]
+    texts = [*test, " ".join(test)]  # The last is longer than the encoder takes.
     own, without = (block.replace('["a text", "another text"]', repr(texts)) for block in blocks)
     assert repr(texts) in own and repr(texts) in without
     assert "optuna" not in without
     environment = {"HF_HUB_CACHE": str(tmp_path / "hub"), "PYTHONPATH": ""}
     code = "import warnings; warnings.simplefilter('default')\n" + without
+    code += "\nnp.save('features.npy', features)"
     printed = in_a_fresh_process(code, cwd=folder, env=environment)
+    logits = np.load(folder / "features.npy") @ np.load(folder / "class_matrix.npy").T
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(probabilities, demo.classifier.predict_proba(texts), atol=1e-4)
     assert re.findall("'([^']+)'", printed) == demo.classifier.predict(texts).tolist()
     assert len(set(demo.classifier.predict(texts))) > 3
 
