@@ -87,11 +87,10 @@ class PromptClassifier:
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         _check_model(model, ensemble)
-        groups = tuple(_on_device(group, model.device) for group in ensemble.groups)
-        if any(group.readout is None for group in groups):
-            groups = averaged(groups, model)
+        placed = [_on_device(group, model.device) for group in ensemble.groups]
+        groups = [g if g.readout is not None else averaged([g], model)[0] for g in placed]
         self.model = model
-        self.ensemble = replace(ensemble, groups=groups)
+        self.ensemble = replace(ensemble, groups=tuple(groups))
         self.is_fitted = is_fitted
         self.reads_pairs = reads_pairs
         self.table = table

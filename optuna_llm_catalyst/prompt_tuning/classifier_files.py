@@ -182,6 +182,8 @@ def read(path: str | Path, *, name: str = "") -> ClassifierState:
 
 
 def _described(group: Group) -> _Group:
+    if group.readout is not None and group.readout.bias is not None:
+        raise ValueError("A readout of an ensemble has no bias, and the file no place for one.")
     return _Group(
         tuple(_Member(member.number, member.prompt.kind.name) for member in group.members),
         group.weight,

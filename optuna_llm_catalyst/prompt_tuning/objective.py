@@ -31,9 +31,11 @@ from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
 from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
+from optuna_llm_catalyst.prompt_tuning.ensemble import averaged
 from optuna_llm_catalyst.prompt_tuning.ensemble import grouped
 from optuna_llm_catalyst.prompt_tuning.ensemble import member_trials
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
+from optuna_llm_catalyst.prompt_tuning.fitted import fit_groups
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import Passes
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
@@ -289,14 +291,16 @@ class PromptTuningObjective:
         members = [m for m in self.ensemble.members(study) if m.number in numbers]
         if not members:
             raise CheckpointError(f"study {study.study_name!r} has no stage that can be loaded.")
-        facts = tuple(self.task.labels), self._model.name, self._model.fingerprint
-        unfitted = PromptClassifier(
-            self._model,
-            PromptEnsemble(grouped(members), *facts),
-            reads_pairs=any(example.text_pair is not None for example in self.task.train),
+        groups = averaged(grouped(members), self._model)
+        has_fit = fit and any(group.readout is not None for group in groups)
+        found = PromptEnsemble(
+            fit_groups(groups, self.data) if has_fit else groups,
+            tuple(self.task.labels),
+            self._model.name,
+            self._model.fingerprint,
         )
-        # The fit goes here: `fit_groups` on the groups, and `is_fitted` with them.
-        return unfitted
+        reads_pairs = any(example.text_pair is not None for example in self.task.train)
+        return PromptClassifier(self._model, found, is_fitted=has_fit, reads_pairs=reads_pairs)
 
     @property
     def stage_settings(self) -> dict[str, Any]:

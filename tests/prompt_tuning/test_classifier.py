@@ -42,6 +42,7 @@ from optuna_llm_catalyst.prompt_tuning import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.classifier_files import read
 from optuna_llm_catalyst.prompt_tuning.ensemble import log_probs
+from optuna_llm_catalyst.prompt_tuning.fitted import fit_groups
 from optuna_llm_catalyst.prompt_tuning.linear_fit import Readout
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.product_store import load_product
@@ -97,7 +98,7 @@ def tune(
         )
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         study.optimize(objective, n_trials=n_stages)
-        return Tuned(study, objective, store, objective.classifier(study))
+        return Tuned(study, objective, store, objective.classifier(study, fit=False))
 
     return make
 
@@ -142,7 +143,7 @@ def slow_probabilities(classifier: PromptClassifier, text: str) -> torch.Tensor:
                     model.log_probs(m.prompt, model.encode([example]))[0, 0] for m in group.members
                 ]
                 found = (sum(rows) / len(rows)).softmax(0)
-            total += found * len(group.members) / len(classifier.ensemble.numbers)
+            total += found / len(classifier.ensemble.groups)
     return total
 
 
@@ -406,12 +407,23 @@ def test_a_product_that_cannot_be_stored_leaves_no_record(
 
 def test_a_classifier_of_the_best_stages(tuned: Tuned) -> None:
     best = min(tuned.study.trials, key=lambda trial: trial.value)
-    one = tuned.objective.classifier(tuned.study, k=1)
+    one = tuned.objective.classifier(tuned.study, k=1, fit=False)
     assert one.ensemble.numbers == (best.number,)
     texts = [example.text for example in tuned.objective.task.test]
     labels = [LABELS[example.label] for example in tuned.objective.task.test]
     trained = tuned.objective.prompts.load(tuned.study, best.number)
     assert one.score(texts, labels) == tuned.objective.test(trained).accuracy
+
+
+def test_a_classifier_is_fitted_where_its_model_compares_features(tuned: Tuned) -> None:
+    fitted = tuned.objective.classifier(tuned.study)
+    has_fit = isinstance(tuned.model, DualEncoderClassifier)
+    assert fitted.is_fitted == has_fit
+    groups = fit_groups(tuned.classifier.ensemble.groups, tuned.objective.data)
+    by_hand = PromptClassifier(tuned.model, replace(tuned.classifier.ensemble, groups=groups))
+    assert np.array_equal(fitted.predict_proba(TEXTS), by_hand.predict_proba(TEXTS))
+    differs = not np.allclose(fitted.predict_proba(TEXTS), tuned.classifier.predict_proba(TEXTS))
+    assert differs == has_fit
 
 
 def test_a_stage_that_cannot_be_loaded_is_left_out_and_named(
@@ -491,16 +503,17 @@ def test_a_fresh_process_predicts_what_the_study_tested(
     all_tuned: dict[str, Tuned], tmp_path: Path
 ) -> None:
     tuned = all_tuned["prompted"]
-    folder = folder_of(tuned.classifier, tmp_path)
+    fitted = tuned.objective.classifier(tuned.study)
+    folder = folder_of(fitted, tmp_path)
     test = tuned.objective.task.test
     np.save(tmp_path / "texts.npy", np.array([example.text for example in test]))
     in_a_fresh_process(PREDICT, folder, tmp_path / "texts.npy", tmp_path / "found.npz")
     found = np.load(tmp_path / "found.npz")
     labels = [LABELS[example.label] for example in test]
-    expected = ensemble_accuracy(tuned.objective, tuned.classifier)
+    expected = ensemble_accuracy(tuned.objective, fitted)
     assert float(np.mean(found["labels"] == np.array(labels))) == expected
     texts = [example.text for example in test]
-    np.testing.assert_allclose(found["proba"], tuned.classifier.predict_proba(texts), atol=1e-6)
+    np.testing.assert_allclose(found["proba"], fitted.predict_proba(texts), atol=1e-6)
 
 
 def test_an_export_replaces_what_it_wrote_before_and_nothing_else(
@@ -638,7 +651,7 @@ def demo(minilm: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(objective, n_trials=2)
-    return Tuned(study, objective, store, objective.classifier(study))
+    return Tuned(study, objective, store, objective.classifier(study))  # Fitted.
 
 
 def test_minilm_predicts_the_same_elsewhere(demo: Tuned, tmp_path: Path) -> None:
