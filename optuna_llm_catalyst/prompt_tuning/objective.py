@@ -5,55 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
-from functools import cached_property
-import math
 from typing import Any
 from typing import TYPE_CHECKING
 
 import optuna
-from optuna.study import StudyDirection
 from optuna.trial import BaseTrial
 from optuna.trial import Trial
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.exceptions import check_at_least
-from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.prompt_tuning import checkpoints
+from optuna_llm_catalyst.prompt_tuning import checks
 from optuna_llm_catalyst.prompt_tuning import stage_records
-from optuna_llm_catalyst.prompt_tuning import text_prompts
 from optuna_llm_catalyst.prompt_tuning import workers
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
-from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
-from optuna_llm_catalyst.prompt_tuning.models import Passes
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.prompt_tuning.projection import Metric
-from optuna_llm_catalyst.prompt_tuning.projection import Projector
-from optuna_llm_catalyst.prompt_tuning.projection import word_table
-from optuna_llm_catalyst.prompt_tuning.projection import WordTable
+from optuna_llm_catalyst.prompt_tuning.projection import Distance
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
+from optuna_llm_catalyst.prompt_tuning.stage_plan import placed
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
+from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlanner
 from optuna_llm_catalyst.prompt_tuning.stage_plan import TWO_SIDED
 from optuna_llm_catalyst.prompt_tuning.stage_recorder import StageRecorder
 from optuna_llm_catalyst.prompt_tuning.stage_records import Refinement
-from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
-from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stage_runner import Observe
+from optuna_llm_catalyst.prompt_tuning.stage_runner import StageRunner
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
-from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.study_ensemble import StudyEnsemble
 from optuna_llm_catalyst.prompt_tuning.text_prompts import Reading
-from optuna_llm_catalyst.trajectory import Trajectory
-from optuna_llm_catalyst.trajectory import TrajectoryPoint
 
 
 if TYPE_CHECKING:
@@ -61,7 +49,6 @@ if TYPE_CHECKING:
 
 #: How a text prompt is trained: each step reads a batch of texts, and too high a rate overfits.
 TEXT_STAGE = GradientStage(lr=2e-3, text_lr=5e-3, batch_size=16, schedule="cosine")
-_logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +91,7 @@ class PromptTuningObjective:
         seed: Seed of the batches' order. The same for every trial, so that a prompt's value
             does not depend on when it is tried.
         artifact_store: Where trained prompts go; by default ``llm_catalyst_artifacts``.
-        metric: How near words are found for the trajectory, ``cosine`` or ``l2``.
+        distance: How near words are found for the trajectory, ``cosine`` or ``l2``.
         n_checked_swaps: Word swaps measured for each new projection; 0 to save the passes.
         share_examples: Whether some misclassified validation texts may be kept on the trial,
             from where a meta-prompt may take them. How often labels are confused always is.
@@ -130,14 +117,15 @@ class PromptTuningObjective:
         mix_plain: bool = True,
         seed: int = 0,
         artifact_store: ArtifactStore | None = None,
-        metric: Metric = "cosine",
+        distance: Distance = "cosine",
         n_checked_swaps: int = 8,
         share_examples: bool = False,
-        observe: Callable[[BaseTrial, Evaluation], None] | None = None,
+        observe: Observe | None = None,
     ) -> None:
         if stage is not None and make_stage is not None:
             raise ValueError("Give `stage` or `make_stage`, not both.")
-        has_sides = len(model.placement.sides) > 1
+        if n_text_prompts is None:
+            n_text_prompts = int(len(model.placement.sides) > 1)
         self.space = space
         self.task = task
         self.prompts = PromptStore(artifact_store)
@@ -146,45 +134,48 @@ class PromptTuningObjective:
         self._stage: Stage = GradientStage() if stage is None else stage
         self._make_stage = make_stage
         self._kind = prompt_kind
-        self._n_text_prompts = int(has_sides) if n_text_prompts is None else n_text_prompts
         self._text_stage = text_stage
-        self._mix_plain = mix_plain
-        self._seed = seed
-        self._metric: Metric = metric
-        self._n_checked_swaps = n_checked_swaps
-        self._observe = observe
         self.ensemble = StudyEnsemble(model, self.data, self.prompts)
-        self._recorder = StageRecorder(model, task, self.prompts, self.ensemble, share_examples)
-        _check_parts(model, task, space, self._n_text_prompts)
+        self._plans = StagePlanner(
+            model, self.data, self.prompts, n_text_prompts=n_text_prompts, mix_plain=mix_plain
+        )
+        self._runner = StageRunner(
+            model,
+            space,
+            StageRecorder(model, task, self.prompts, self.ensemble, share_examples),
+            seed=seed,
+            distance=distance,
+            n_checked_swaps=n_checked_swaps,
+            observe=observe,
+        )
+        checks.check_parts(model, task, space, n_text_prompts)
         for name in ("train", "validation"):
             self.data.split(name)
 
     def __call__(self, trial: BaseTrial) -> float:
-        _check_direction(trial)
-        stage_records.check_model(trial, self._model)
-        workers.claim(trial)
         study = trial.study if isinstance(trial, Trial) else None
+        if study is not None:
+            checks.check_study(study, trial.number, self._model)
+        workers.claim(trial)
         refinement = records.load(trial, "refinement", Refinement) if study else None
         # Splits are encoded once for all stages: that is no stage's cost.
-        if refinement is not None and study is not None:
-            plan = self._continued(study, refinement.refined_from)
+        if study is not None and refinement is not None:
+            plan, start = self._plans.continued(study, refinement.refined_from)
         else:
-            plan = self._next(study, trial.number)
+            plan, start = self._plans.next(study, trial.number), None
         # A sampler that screens does so at the first suggestion: its passes are the trial's, too.
         with self._model.metered() as passes:
             prompt = self.space.suggest(trial)
             stage = self._stage_of(trial, plan.reading)
-            if refinement is not None and study is not None:
+            if refinement is not None:
                 stage = stage.with_budget(refinement.budget)
-                start = self._placed(self.prompts.load(study, refinement.refined_from))
-                start = start if plan.text_prompt is None else sides(start)[0]
-            else:
+            if start is None:
                 kind = TWO_SIDED if plan.reading.is_trained else self._kind
                 start = self._model.start([prompt.token_ids], plan.train, kind)
             text_prompt = plan.reading.text_prompt
             refined_from = None if refinement is None else refinement.refined_from
             stage_records.record_stage(trial, stage, self._model, text_prompt, refined_from)
-            return self._run(trial, stage, prompt, start, plan, passes)
+            return self._runner.run(trial, stage, prompt, start, plan, passes)
 
     def score(
         self, prompts: Sequence[RestartPrompt], study: optuna.Study | None = None
@@ -226,7 +217,7 @@ class PromptTuningObjective:
         """
         if not self.task.test:
             raise ValueError("The task has no test examples: add test.jsonl to its folder.")
-        prompt, split = self.data.read(self._placed(trained), "test")
+        prompt, split = self.data.read(placed(trained, self._model), "test")
         metrics = evaluate(self._model, prompt, split)
         return TestScore(metrics.loss[0], metrics.accuracy[0], len(split))
 
@@ -247,7 +238,7 @@ class PromptTuningObjective:
             CheckpointError: If the best stage's prompt cannot be loaded.
         """
         best = checkpoints.best_trial(study)
-        self._placed(self.prompts.load(study, best.number))  # Before there is a trial to fail.
+        self._plans.load(study, best.number)  # Before there is a trial to fail.
         trial = records.start_trial(
             study,
             best.params,
@@ -275,143 +266,10 @@ class PromptTuningObjective:
             return self._text_stage
         return self._stage if self._make_stage is None else self._make_stage(trial)
 
-    def _next(self, study: optuna.Study | None, number: int) -> StagePlan:
-        """How the next stage reads texts, that of the trial of a number."""
-        trials = [] if study is None else records.all_trials(study)
-        reading = text_prompts.choose(
-            trials, number, self._n_text_prompts, mix_plain=self._mix_plain
-        )
-        if study is None or reading.text_prompt is None or reading.is_trained:
-            return StagePlan.of(self.data, reading)
-        try:
-            kept = self._placed(self.prompts.load(study, reading.text_prompt))
-        except CheckpointError as error:
-            _logger.warning(f"Trial {number} reads plain texts: {error}")
-            return StagePlan.of(self.data, Reading())
-        return StagePlan.of(self.data, reading, sides(kept)[1])
-
     def _untrained(
         self, prompts: Sequence[RestartPrompt], study: optuna.Study | None
     ) -> tuple[Prompt, StagePlan]:
         """What would stand before the labels in the next stage, and how that reads texts."""
-        plan = self._next(study, -1)
+        plan = self._plans.next(study, -1)
         start = self._model.start([p.token_ids for p in prompts], plan.train, self._kind)
         return start, plan
-
-    def _continued(self, study: optuna.Study, number: int) -> StagePlan:
-        """How the stage reads texts that goes on with that of a trial."""
-        prompt = self._placed(self.prompts.load(study, number))
-        trial = next(t for t in records.all_trials(study) if t.number == number)
-        record = records.load(trial, "stage", StageRecord)
-        text_prompt = None if record is None else record.text_prompt
-        if text_prompt == number:
-            return StagePlan.of(self.data, Reading(number, is_trained=True))
-        return StagePlan.of(self.data, Reading(text_prompt), sides(prompt)[1])
-
-    def _run(
-        self,
-        trial: BaseTrial,
-        stage: Stage,
-        prompt: RestartPrompt,
-        start: Prompt,
-        plan: StagePlan,
-        passes: Passes,
-    ) -> float:
-        points: dict[int, TrajectoryPoint] = {}
-        lowest = math.inf
-
-        def observe(evaluation: Evaluation) -> bool:
-            nonlocal lowest
-            lowest = min(lowest, evaluation.loss)  # What is not a number is never lower.
-            if evaluation.step not in points:
-                trial.report(lowest if math.isfinite(lowest) else math.nan, evaluation.step)
-            if evaluation.step not in points or evaluation.loss <= lowest:
-                points[evaluation.step] = projector.point(evaluation)
-            if self._observe is not None:
-                self._observe(trial, evaluation)
-            # An untrained prompt says nothing of where its stage will end.
-            return evaluation.step > 0 and trial.should_prune()
-
-        run = Run(self._model, start, plan.train, plan.validation, self._seed, observe)
-        projector = Projector(
-            # Words are measured before the labels alone: before texts they would be dear.
-            replace(run, start=sides(start)[0]),
-            self._table_with(prompt.token_ids),
-            metric=self._metric,
-            n_checked_swaps=self._n_checked_swaps,
-        )
-        result = stage.run(run)
-        if result.best.step not in points:  # A stage need not show its best.
-            points[result.best.step] = projector.point(result.best)
-        trajectory = Trajectory(tuple(points[step] for step in sorted(points)))
-        self._recorder.record(trial, prompt, plan, result, trajectory, passes)
-        if result.stopped:
-            raise optuna.TrialPruned(f"at step {result.spent}")
-        return result.best.loss
-
-    def _placed(self, trained: TrainedPrompt) -> Prompt:
-        """A trained prompt on the model's device, if it is one of this model and this task."""
-        facts = trained.facts
-        if facts.labels != tuple(self.task.labels):
-            raise CheckpointError(
-                f"the prompt was trained for the labels {', '.join(facts.labels)}, the task has "
-                f"{', '.join(self.task.labels)}."
-            )
-        if facts.fingerprint != self._model.fingerprint:
-            raise CheckpointError(
-                f"the prompt was trained on {facts.model_name!r} (fingerprint "
-                f"{facts.fingerprint}), this model is {self._model.name!r} (fingerprint "
-                f"{self._model.fingerprint}): use the model and the task model of its study."
-            )
-        return trained.prompt.map(lambda tensor: tensor.to(self._model.device))
-
-    def _table_with(self, token_ids: Sequence[int]) -> WordTable:
-        """The table of whole words, and for this stage the start's own tokens besides."""
-        if all(token_id in self.space.whole_words for token_id in token_ids):
-            return self._table
-        return word_table(self.space, self._model.embed, also=token_ids)
-
-    @cached_property
-    def _table(self) -> WordTable:
-        return word_table(self.space, self._model.embed)
-
-
-def _check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts: int) -> None:
-    """Raises if model, task and space do not belong together."""
-    if not task.validation:
-        raise ValueError(
-            "`task` has no validation examples, by which stages are compared: add "
-            "validation.jsonl, or draw them with `few_shot(task, shots, seed)`."
-        )
-    if tuple(task.labels) != tuple(model.labels):
-        raise ValueError(f"`model` has the labels {model.labels}, `task` has {task.labels}.")
-    if space.vocab_size > model.vocab_size:
-        raise ValueError(
-            f"`space` has {space.vocab_size} tokens, `model` embeds {model.vocab_size}: make the "
-            "space with the model's tokenizer."
-        )
-    if space.num_virtual_tokens > model.placement.max_virtual_tokens:
-        raise ValueError(
-            f"`space` has {space.num_virtual_tokens} virtual tokens, `model` has room for "
-            f"{model.placement.max_virtual_tokens}."
-        )
-    check_at_least(0, n_text_prompts=n_text_prompts)
-    if n_text_prompts and len(model.placement.sides) < 2:
-        raise ValueError(
-            f"`n_text_prompts` is {n_text_prompts}, but {type(model).__name__} takes prompts "
-            f"before its {model.placement.sides[0]} only: leave it at 0."
-        )
-    room = min(model.placement.room.values(), default=space.num_virtual_tokens)
-    if n_text_prompts and space.num_virtual_tokens > room:
-        raise ValueError(
-            f"`space` has {space.num_virtual_tokens} virtual tokens, `model` keeps room for "
-            f"{room} before a text: raise its `max_virtual_tokens`, or take `n_text_prompts=0`."
-        )
-
-
-def _check_direction(trial: BaseTrial) -> None:
-    if isinstance(trial, Trial) and trial.study.direction != StudyDirection.MINIMIZE:
-        raise ValueError(
-            "PromptTuningObjective returns a validation loss, but the study maximizes: create "
-            "it with direction='minimize'."
-        )

@@ -7,10 +7,8 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from optuna.trial import BaseTrial
-from optuna.trial import Trial
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.schema import encode
@@ -67,24 +65,3 @@ def record_stage(
     known = ModelRecord(model.name, model.fingerprint)
     record = StageRecord(settings_of(stage, model), known, text_prompt, refined_from)
     records.save(trial, "stage", encode(record))
-
-
-def check_model(trial: BaseTrial, model: TaskModel) -> None:
-    """Checks that the study's other stages ran on the same model: else losses do not compare.
-
-    Raises:
-        StudyMismatchError: If the last of them that says so ran on another one.
-    """
-    if not isinstance(trial, Trial):
-        return
-    for other in reversed(records.all_trials(trial.study)):
-        record = records.load(other, "stage", StageRecord)
-        if other.number == trial.number or record is None:
-            continue
-        if record.model.fingerprint != model.fingerprint:
-            raise StudyMismatchError(
-                f"Trial {other.number} ran on the model {record.model.name!r} (fingerprint "
-                f"{record.model.fingerprint}), this one would run on {model.name!r} "
-                f"({model.fingerprint}). Use the model of the study, or a new study name."
-            )
-        return

@@ -145,7 +145,6 @@ def test_the_best_text_prompts_are_kept(store: Store) -> None:
 
 def test_a_stage_beside_the_one_that_trains_it_reads_plain_texts(store: Store) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    objective = two_sided(store)
     first, seen = study.ask(), []
 
     def meanwhile(trial: optuna.trial.BaseTrial, evaluation: object) -> None:
@@ -154,7 +153,7 @@ def test_a_stage_beside_the_one_that_trains_it_reads_plain_texts(store: Store) -
             seen.append(other.number)
             study.tell(other, objective(other))
 
-    objective._observe = meanwhile  # type: ignore[assignment]
+    objective = two_sided(store, observe=meanwhile)
     study.tell(first, objective(first))
     study.optimize(objective, n_trials=2)
     assert text_prompts(study) == [0, None, 0, None]
