@@ -8,6 +8,8 @@ from optuna_llm_catalyst.prompt_tuning.data import load_task
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.metrics import of_predictions
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
@@ -26,6 +28,7 @@ __all__ = [
     "DualEncoderClassifier",
     "Example",
     "GradientStage",
+    "Metric",
     "Pretrained",
     "Prompt",
     "PromptEnsemble",
@@ -42,5 +45,6 @@ __all__ = [
     "load_soft_prompt",
     "load_task",
     "nearest",
+    "of_predictions",
     "word_table",
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import optuna
-from optuna.study import StudyDirection
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_tuning.data import Task
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 
@@ -47,17 +47,20 @@ def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts
         )
 
 
-def check_study(study: optuna.Study, number: int, model: TaskModel) -> None:
+def check_study(study: optuna.Study, number: int, model: TaskModel, metric: Metric) -> None:
     """Checks that a study can take the value of the trial of a number.
 
     Raises:
-        ValueError: If the study maximizes.
-        StudyMismatchError: If the last other stage ran on another model: losses do not compare.
+        ValueError: If the study has the other direction.
+        StudyMismatchError: If the last other stage ran on another model, or its value is of
+            another metric: values do not compare.
     """
-    if study.direction != StudyDirection.MINIMIZE:
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != [metric.direction]:
         raise ValueError(
-            "PromptTuningObjective returns a validation loss, but the study maximizes: create "
-            "it with direction='minimize'."
+            f"The objective {metric.direction}s one value, its {metric.name} on the validation "
+            f"split, but the study is to {' and '.join(directions)}: create it with "
+            f"direction={metric.direction!r}, which is `objective.direction`."
         )
     others = (trial for trial in records.all_trials(study)[::-1] if trial.number != number)
     found = ((trial.number, records.load(trial, "stage", StageRecord)) for trial in others)
@@ -69,5 +72,10 @@ def check_study(study: optuna.Study, number: int, model: TaskModel) -> None:
                 f"Trial {other} ran on the model {record.model.name!r} (fingerprint "
                 f"{record.model.fingerprint}), this one would run on {model.name!r} "
                 f"({model.fingerprint}). Use the model of the study, or a new study name."
+            )
+        if record.metric != metric.name:
+            raise StudyMismatchError(
+                f"Trial {other} was valued by {record.metric}, this one would be by "
+                f"{metric.name}. Use the metric of the study, or a new study name."
             )
         return

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import BaseTrial
 from optuna.trial import Trial
-from optuna.trial import TrialState
 
-from optuna_llm_catalyst import records
+from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import checks
+from optuna_llm_catalyst.prompt_tuning import refining
 from optuna_llm_catalyst.prompt_tuning import stage_records
 from optuna_llm_catalyst.prompt_tuning import workers
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
+from optuna_llm_catalyst.prompt_tuning.metrics import as_metric
+from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
+from optuna_llm_catalyst.prompt_tuning.metrics import Measure
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.metrics import TestScore
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
@@ -30,12 +34,12 @@ from optuna_llm_catalyst.prompt_tuning.projection import Distance
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
+from optuna_llm_catalyst.prompt_tuning.refining import Refinement
 from optuna_llm_catalyst.prompt_tuning.stage_plan import placed
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlanner
 from optuna_llm_catalyst.prompt_tuning.stage_plan import TWO_SIDED
 from optuna_llm_catalyst.prompt_tuning.stage_recorder import StageRecorder
-from optuna_llm_catalyst.prompt_tuning.stage_records import Refinement
 from optuna_llm_catalyst.prompt_tuning.stage_runner import Observe
 from optuna_llm_catalyst.prompt_tuning.stage_runner import StageRunner
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
@@ -49,37 +53,31 @@ if TYPE_CHECKING:
 
 #: How a text prompt is trained: each step reads a batch of texts, and too high a rate overfits.
 TEXT_STAGE = GradientStage(lr=2e-3, text_lr=5e-3, batch_size=16, schedule="cosine")
-
-
-@dataclass(frozen=True)
-class TestScore:
-    """Loss in nats and accuracy in [0, 1] on a split, and how many examples it has."""
-
-    loss: float
-    accuracy: float
-    n_examples: int
-
-    __test__ = False  # Not a test case, whatever pytest thinks of the name.
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 class PromptTuningObjective:
-    """An Optuna objective: suggests a restart prompt, trains from it, returns the loss.
+    """An Optuna objective: suggests a restart prompt, trains from it, returns its value.
 
-    The value is the lowest validation loss of the stage, the restart itself included. The
-    intermediate values are the lowest loss so far, by the optimiser's step: a stage keeps its
-    best prompt, so this is what it would come to if it ended there, and what a pruned one comes
-    to. On the trial it leaves what the package's other half reads: the trajectory, the trained
-    prompt as an artifact, the counted passes, and what the ensemble of the stages so far gets
-    wrong. Works with every sampler, pruner and storage.
+    The value is the best one of the stage on the validation split, by the metric, the restart
+    itself included. The intermediate values are the best ones so far, by the optimiser's step:
+    a stage keeps its best prompt, so this is what it would come to if it ended there, and what
+    a pruned one comes to. On the trial it leaves what the package's other half reads: the
+    trajectory, the trained prompt as an artifact, the counted passes, and what the ensemble of
+    the stages so far gets wrong. Works with every sampler, pruner and storage.
 
     Where the model takes prompts before the texts and before the names of labels, the first
     ``n_text_prompts`` stages train both. Their text prompts are kept: later stages train the
-    labels' side on features under these and of the plain texts, in turns.
+    labels' side on features under these and of the plain texts, in turns. A stage that trains a
+    text prompt is never pruned.
 
     Args:
         model: A frozen model with a task on top.
         task: Train, validation and test examples.
         space: The space of prompts, made with the model's tokenizer.
+        metric: What is optimised: ``loss``, ``accuracy``, ``macro-f1``, a :class:`Metric`, or a
+            function from label indices ``(n,)`` and log-probabilities ``(n, C)`` to a value that
+            is better the higher it is. Equal values are compared by their losses.
         stage: What a trial does; by default ``GradientStage()``.
         make_stage: In place of ``stage``, a function from the trial to one, which may suggest
             hyperparameters such as the learning rate.
@@ -98,6 +96,7 @@ class PromptTuningObjective:
         observe: Called at each evaluation of each stage, for progress bars.
 
     Attributes:
+        metric: What is optimised.
         prompts: The trained prompts.
         data: The task's splits, encoded.
         ensemble: The ensemble of a study's stages so far.
@@ -109,6 +108,7 @@ class PromptTuningObjective:
         task: Task,
         space: PromptSpace,
         *,
+        metric: str | Metric | Measure = LOSS,
         stage: Stage | None = None,
         make_stage: Callable[[BaseTrial], Stage] | None = None,
         prompt_kind: PromptKind = SOFT,
@@ -126,6 +126,7 @@ class PromptTuningObjective:
             raise ValueError("Give `stage` or `make_stage`, not both.")
         if n_text_prompts is None:
             n_text_prompts = int(len(model.placement.sides) > 1)
+        self.metric = as_metric(metric)
         self.space = space
         self.task = task
         self.prompts = PromptStore(artifact_store)
@@ -137,12 +138,18 @@ class PromptTuningObjective:
         self._text_stage = text_stage
         self.ensemble = StudyEnsemble(model, self.data, self.prompts)
         self._plans = StagePlanner(
-            model, self.data, self.prompts, n_text_prompts=n_text_prompts, mix_plain=mix_plain
+            model,
+            self.data,
+            self.prompts,
+            n_text_prompts=n_text_prompts,
+            mix_plain=mix_plain,
+            minimize=not self.metric.maximize,
         )
         self._runner = StageRunner(
             model,
             space,
-            StageRecorder(model, task, self.prompts, self.ensemble, share_examples),
+            StageRecorder(model, task, self.prompts, self.ensemble, self.metric, share_examples),
+            metric=self.metric,
             seed=seed,
             distance=distance,
             n_checked_swaps=n_checked_swaps,
@@ -155,9 +162,9 @@ class PromptTuningObjective:
     def __call__(self, trial: BaseTrial) -> float:
         study = trial.study if isinstance(trial, Trial) else None
         if study is not None:
-            checks.check_study(study, trial.number, self._model)
+            checks.check_study(study, trial.number, self._model, self.metric)
         workers.claim(trial)
-        refinement = records.load(trial, "refinement", Refinement) if study else None
+        refinement = refining.load(trial) if study else None
         # Splits are encoded once for all stages: that is no stage's cost.
         if study is not None and refinement is not None:
             plan, start = self._plans.continued(study, refinement.refined_from)
@@ -167,20 +174,23 @@ class PromptTuningObjective:
         with self._model.metered() as passes:
             prompt = self.space.suggest(trial)
             stage = self._stage_of(trial, plan.reading)
-            if refinement is not None:
-                stage = stage.with_budget(refinement.budget)
             if start is None:
                 kind = TWO_SIDED if plan.reading.is_trained else self._kind
                 start = self._model.start([prompt.token_ids], plan.train, kind)
+            refined_from, patience = None, None
+            if refinement is not None:
+                stage = stage.with_budget(refinement.budget)
+                refined_from, patience = refinement.refined_from, refinement.patience
             text_prompt = plan.reading.text_prompt
-            refined_from = None if refinement is None else refinement.refined_from
-            stage_records.record_stage(trial, stage, self._model, text_prompt, refined_from)
-            return self._runner.run(trial, stage, prompt, start, plan, passes)
+            stage_records.record_stage(
+                trial, stage, self._model, text_prompt, refined_from, self.metric
+            )
+            return self._runner.run(trial, stage, prompt, start, plan, passes, patience)
 
     def score(
         self, prompts: Sequence[RestartPrompt], study: optuna.Study | None = None
     ) -> list[float]:
-        """Validation losses of prompts without training, in batched passes.
+        """Values of prompts on the validation split without training, in batched passes.
 
         Made for ``LLMCatalystSampler(screen=objective.score)``.
 
@@ -191,12 +201,13 @@ class PromptTuningObjective:
         if not prompts:
             return []
         start, plan = self._untrained(prompts, study)
-        return list(evaluate(self._model, start, plan.validation).loss)
+        found = evaluate(self._model, start, plan.validation)
+        return [self.metric.value(plan.validation.labels, rows) for rows in found.log_probs]
 
     def score_in_ensemble(
         self, prompts: Sequence[RestartPrompt], study: optuna.Study
     ) -> list[float]:
-        """Validation losses of the study's ensemble with each prompt, untrained, as a member.
+        """Values of the study's ensemble with each prompt, untrained, as a member.
 
         Made for ``LLMCatalystSampler(screen=objective.score_in_ensemble)``: the best candidate is
         the one that adds most to what the stages so far know.
@@ -206,10 +217,11 @@ class PromptTuningObjective:
         start, plan = self._untrained(prompts, study)
         members = self.ensemble.members(study)
         candidates = self.ensemble.candidates(start, plan.text_prompt)
-        return [self.ensemble.validation_loss([*members, one]) for one in candidates]
+        found = [self.ensemble.validation_log_probs([*members, one]) for one in candidates]
+        return [self.metric.value(plan.validation.labels, rows) for rows in found]  # (n, C) each
 
     def test(self, trained: TrainedPrompt) -> TestScore:
-        """Loss and accuracy of a trained prompt on the test split.
+        """What a trained prompt is worth on the test split.
 
         Raises:
             ValueError: If the task has no test split.
@@ -218,48 +230,43 @@ class PromptTuningObjective:
         if not self.task.test:
             raise ValueError("The task has no test examples: add test.jsonl to its folder.")
         prompt, split = self.data.read(placed(trained, self._model), "test")
-        metrics = evaluate(self._model, prompt, split)
-        return TestScore(metrics.loss[0], metrics.accuracy[0], len(split))
+        found = evaluate(self._model, prompt, split)
+        value = self.metric.value(split.labels, found.log_probs[0])
+        return TestScore(found.loss[0], found.accuracy[0], len(split), value)
 
-    def refine(self, study: optuna.Study, *, n_steps: int) -> optuna.trial.FrozenTrial:
+    def refine(
+        self, study: optuna.Study, *, n_steps: int, patience: int | None = 3
+    ) -> optuna.trial.FrozenTrial:
         """Continues the best stage as one more trial: the paper's long last stage.
 
         The new trial has the best one's parameters, starts from its trained prompt, and has the
-        origin ``refine``. A trial of that origin that Optuna runs again does so, too.
+        origin ``refine``. A trial of that origin that Optuna runs again does so, too. The log
+        says whether it helped.
 
         Args:
             study: A study with at least one complete stage.
             n_steps: Budget of the new stage, in the stage's own unit (optimiser steps).
+            patience: Evaluations in a row without a better one after which it ends; None to
+                spend the whole budget.
 
         Returns:
             The finished trial.
 
         Raises:
+            ValueError: If ``patience`` is below one.
             CheckpointError: If the best stage's prompt cannot be loaded.
         """
+        check_at_least(1, patience=patience)
         best = checkpoints.best_trial(study)
         self._plans.load(study, best.number)  # Before there is a trial to fail.
-        trial = records.start_trial(
-            study,
-            best.params,
-            best.distributions,
-            {"origin": "refine", "refined_from": best.number},
-        )
-        try:
-            continued = {"refined_from": best.number, "budget": n_steps}
-            records.save(trial, "refinement", continued)
-            value = self(trial)
-        except optuna.TrialPruned:
-            return study.tell(trial, state=TrialState.PRUNED)
-        except BaseException:
-            study.tell(trial, state=TrialState.FAIL)
-            raise
-        return study.tell(trial, value)
+        refined = refining.run(self, study, best, Refinement(best.number, n_steps, patience))
+        _logger.info(refining.told(study, refined))
+        return refined
 
     @property
-    def stage_settings(self) -> dict[str, Any]:
-        """What makes the values of two stages comparable; empty if each trial has its own."""
-        return {} if self._make_stage else stage_records.settings_of(self._stage, self._model)
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """The direction of the study, for ``optuna.create_study``."""
+        return self.metric.direction
 
     def _stage_of(self, trial: BaseTrial, reading: Reading) -> Stage:
         if reading.is_trained:

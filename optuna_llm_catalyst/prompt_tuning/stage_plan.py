@@ -63,6 +63,7 @@ class StagePlanner:
         prompts: Where trained prompts are.
         n_text_prompts: How many text prompts a study keeps.
         mix_plain: Whether later stages read plain texts, too.
+        minimize: Whether a lower value is better.
     """
 
     def __init__(
@@ -73,18 +74,24 @@ class StagePlanner:
         *,
         n_text_prompts: int,
         mix_plain: bool,
+        minimize: bool,
     ) -> None:
         self._model = model
         self._data = data
         self._prompts = prompts
         self._n_text_prompts = n_text_prompts
         self._mix_plain = mix_plain
+        self._minimize = minimize
 
     def next(self, study: optuna.Study | None, number: int) -> StagePlan:
         """The plan of the next stage, that of the trial of a number."""
         trials = [] if study is None else records.all_trials(study)
         reading = text_prompts.choose(
-            trials, number, self._n_text_prompts, mix_plain=self._mix_plain
+            trials,
+            number,
+            self._n_text_prompts,
+            minimize=self._minimize,
+            mix_plain=self._mix_plain,
         )
         if study is None or reading.text_prompt is None or reading.is_trained:
             return StagePlan.of(self._data, reading)

@@ -290,11 +290,9 @@ class Scene:
         self.train = model.encode(make_examples(20, seed=1))
         self.validation = model.encode(make_examples(12, seed=2))
         self.start = self.words("people write this")
-        self.projector = Projector(
-            Run(model, self.start, self.train, self.validation),
-            self.table,
-            **({"n_checked_swaps": 4} | options),
-        )
+        self.run = Run(model, self.start, self.train, self.validation)
+        options = {"n_checked_swaps": 4} | options
+        self.projector = Projector(self.run, self.table, **options)
 
     def words(self, text: str) -> Prompt:
         """The prompt that starts at these words, with a fresh head."""
@@ -304,8 +302,7 @@ class Scene:
         return evaluate(self.model, prompt, self.validation).loss[0]
 
     def evaluation(self, prompt: Prompt, *, step: int = 0) -> Evaluation:
-        metrics = evaluate(self.model, prompt, self.validation)
-        return Evaluation(step, prompt, metrics.loss[0], metrics.accuracy[0])
+        return self.run.evaluate(prompt, step)
 
     def point(self, prompt: Prompt, *, step: int = 0) -> TrajectoryPoint:
         return self.projector.point(self.evaluation(prompt, step=step))
@@ -448,6 +445,6 @@ def test_a_black_box_gives_no_gradient(model_name: str) -> None:
 def test_a_prompt_of_nans_has_a_point(model_name: str) -> None:
     scene = Scene(TASK_MODELS[model_name]())
     prompt = scene.start.map(lambda tensor: torch.full_like(tensor, torch.nan))
-    point = scene.projector.point(Evaluation(1, prompt, torch.nan, 0.0))
+    point = scene.projector.point(Evaluation(1, prompt, torch.nan, 0.0, torch.nan))
     assert len(point.words) == 3
     assert point.drift == ()
