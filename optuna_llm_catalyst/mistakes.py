@@ -96,15 +96,17 @@ class EnsembleRecord:
 
     Attributes:
         n_members: How many stages it has, this one included.
-        loss: Its validation loss, in the units of the study's value.
+        loss: Its validation loss, in nats.
         accuracy: Its validation accuracy, in [0, 1].
         mistakes: What it gets wrong.
+        value: What it comes to by what the study optimises; None if not recorded.
     """
 
     n_members: int
     loss: AnyFloat
     accuracy: float
     mistakes: Mistakes = Mistakes()
+    value: AnyFloat | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dict of strings, numbers and lists."""

@@ -38,6 +38,11 @@ def count(default: int | None, help: str, *, least: int = 0, most: int = 2**31 -
     return option(default, help, min=least, max=most)
 
 
+def rate(help: str) -> Any:
+    """An option that is a learning rate; larger ones overflow float32."""
+    return option(5e-3, help, min=1e-12, max=1e38)
+
+
 def argument(default: Any, help: str) -> Any:
     """A value without a name."""
     return field(default=default, metadata={"typer": typer.Argument(help=help)})
@@ -177,11 +182,43 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         8, "Length of the prompt in tokens.", least=1, most=MAX_VIRTUAL_TOKENS
     )
     stages: int = count(10, "Stages to run now, on top of finished ones.")
+    timeout: float | None = option(None, "Seconds after which no new stage starts.", min=0)
+    metric: Literal["loss", "accuracy", "macro-f1"] = option(
+        "loss", "What is optimised, on the validation examples."
+    )
     steps: int = count(60, "Optimiser steps a stage.")
-    # Larger rates overflow float32.
-    lr: float = option(5e-3, "Learning rate of the prompt.", min=1e-12, max=1e38)
+    lr: float = rate("Learning rate of the prompt.")
+    schedule: Literal["constant", "cosine"] = option(
+        "constant", "How the learning rate changes within a stage."
+    )
     eval_every: int = count(10, "Steps between two evaluations.", least=1)
-    refine_steps: int = count(0, "Steps of one last, long stage that continues the best; 0: none.")
+    patience: int | None = count(
+        None, "Evaluations in a row without a better one that end a stage.", least=1
+    )
+    search: list[str] = option(
+        (),
+        "What the study chooses for each stage, with commas between: lr (from a fifth to five "
+        "times --lr), schedule.",
+    )
+    pruner: Literal["none", "median", "hyperband"] = option(
+        "none",
+        "Ends stages that fall behind after a third of their steps; never one that trains a text "
+        "prompt.",
+    )
+    text_prompts: int | None = count(
+        None, "Prompts before the texts that the study keeps. Default: 1 where the model has any."
+    )
+    later_texts: Literal["plain", "turns", "prompted"] = option(
+        "plain",
+        "What later stages read: plain texts, prompted ones (under kept prompts), or both in turns.",
+    )
+    text_steps: int | None = count(None, "Steps of a stage with a text prompt. Default: --steps.")
+    text_lr: float = rate("Learning rate of a text prompt.")
+    refine_steps: int = count(
+        0,
+        "Steps at most of one last, long stage that continues the best; 0: none. It ends after "
+        "--patience evaluations, by default 3.",
+    )
     shots: int = count(0, "Train and validate on so many examples a label; 0: on all.")
     seed: int = count(0, "Seed of everything random, the draw of splits included.")
     llm_timeout: float = option(

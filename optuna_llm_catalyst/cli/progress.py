@@ -8,12 +8,13 @@ import shlex
 import shutil
 import sys
 import tempfile
-from typing import Any
 
 import optuna
+from optuna.trial import BaseTrial
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import Progress
+from rich.progress import TaskID
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
@@ -22,12 +23,12 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
-from optuna_llm_catalyst.prompt_tuning.objective import TestScore
+from optuna_llm_catalyst.prompt_tuning.metrics import TestScore
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 
 class StageProgress:
-    """A bar of optimiser steps on a terminal, else one line a stage.
+    """A bar of stages on a terminal, and one of the steps of refining; else one line a stage.
 
     ``bar`` is shown for the time of a ``with`` block. ``n_failed`` of the ``n_finished`` stages
     of this run failed.
@@ -36,21 +37,34 @@ class StageProgress:
     def __init__(self, options: TuneOptions) -> None:
         self.n_finished = 0
         self.n_failed = 0
-        self._steps = options.steps
+        self._metric = options.metric
+        self._budget = options.steps
         self.bar = Progress(
             console=Console(stderr=True, width=output.width()),
             disable=not sys.stderr.isatty(),
         )
-        total = options.stages * options.steps + options.refine_steps
-        self._task = self.bar.add_task("steps", total=total)
+        self._stages = self.bar.add_task("stages", total=options.stages)
+        self._refining: TaskID | None = None
 
-    def evaluated(self, trial: Any, evaluation: Evaluation) -> None:
+    def evaluated(self, trial: BaseTrial, evaluation: Evaluation) -> None:
         """Moves the bar; the objective calls this at each evaluation."""
-        self.bar.update(
-            self._task,
-            completed=self.n_finished * self._steps + evaluation.step,
-            description=f"stage {trial.number}, loss {evaluation.loss:.3f}",
+        description = (
+            f"stage {trial.number}, {self._metric} {report.told(self._metric, evaluation.value)}"
         )
+        if self._refining is not None:
+            self.bar.update(
+                self._refining, completed=evaluation.step, description=f"refining, {description}"
+            )
+            return
+        if evaluation.step == 0:  # Stages that train a text prompt may be longer.
+            self._budget = report.budget_of(trial) or self._budget
+        done = self.n_finished + evaluation.step / max(self._budget, 1)
+        self.bar.update(self._stages, completed=done, description=description)
+
+    def refine(self, n_steps: int) -> None:
+        """Starts the bar of refining, and says that it starts."""
+        self._refining = self.bar.add_task("refining", total=n_steps)
+        output.say(f"Refining the best stage for {n_steps} steps at most.")
 
     def finished(self, _: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Says what there is to say of a stage that ended; a callback of ``study.optimize``."""
@@ -75,7 +89,8 @@ class StageProgress:
             )
         if trial.value is not None and self.bar.disable:
             origin, prompt = (trial.user_attrs.get(key, "") for key in ("origin", "prompt"))
-            output.say(f"{name}: loss {trial.value:.3f}, {origin}: {prompt}")
+            value = report.told(self._metric, trial.value)
+            output.say(f"{name}: {self._metric} {value}, {origin}: {prompt}")
 
 
 def keep_unsaved(objective: PromptTuningObjective, artifacts: Path) -> None:
@@ -123,22 +138,28 @@ def print_results(
 
     parts = report.stages(rows)
     if "chosen" in numbers:
-        parts.append(f"Chosen by validation loss: stage {numbers['chosen']}.")
+        parts.append(f"Chosen by validation {options.metric}: stage {numbers['chosen']}.")
     for name, score in tested.items():
         if score is not None:
             parts.append(
                 f"  test accuracy of the {name} stage ({numbers[name]}): {score.accuracy:.1%} "
-                f"on {score.n_examples} examples"
+                f"on {score.n_examples} examples, {_other_than_accuracy(options.metric, score)}"
             )
     parts.append(f"Next: {_dashboard_command(options.storage, options.artifacts)}")
     document = {
         **report.document(study, rows),
+        "metric": options.metric,
         "storage": options.storage,
         "resumed": resumed,
         "first": numbers.get("first"),
         "test": tested,
     }
     output.report(document, parts, as_json=options.json)
+
+
+def _other_than_accuracy(metric: str, score: TestScore) -> str:
+    name, value = ("loss", score.loss) if metric == "accuracy" else (metric, score.value)
+    return f"{name} {value:.3f}"
 
 
 def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:

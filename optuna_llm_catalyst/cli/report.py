@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 from typing import Any
 
 import optuna
+from optuna.trial import BaseTrial
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 from rich.table import Table
 
@@ -15,8 +18,20 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.schema import encode
 
 
-#: Below it a table's columns leave no room for the prompt.
-_MIN_TABLE_WIDTH = 72
+#: How the columns of the table look; a table without room for their least widths is no table.
+_COLUMNS: dict[str, dict[str, Any]] = {
+    "#": {"justify": "right", "min_width": 4, "no_wrap": True},
+    "restart prompt": {"ratio": 1, "min_width": 16, "overflow": "fold"},
+    "origin": {"min_width": 8},
+    "text prompt": {"min_width": 7, "width": 7},
+    "settings": {"min_width": 14},
+}
+_FIGURES: dict[str, Any] = {"justify": "right", "min_width": 11}
+_BORDER = 3
+#: What studies optimise unless their records say something else.
+_LOSS = "loss"
+#: How a stage that trains a text prompt says so.
+_TRAINED = "trained here"
 
 
 @dataclass(frozen=True)
@@ -24,16 +39,27 @@ class _Stage:
     """What a report needs of the record of how a stage ran."""
 
     settings: dict[str, Any]
+    text_prompt: int | None = None
+    refined_from: int | None = None
+    metric: str = _LOSS
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage, as the tables show it; None for what was not recorded."""
+    """One stage, as the tables show it; None for what was not recorded.
+
+    ``metric`` says what its value is, ``direction`` whether the study minimizes or maximizes it.
+    """
 
     number: int
     prompt: str
     origin: str
+    text_prompt: str
     state: str
+    metric: str
+    direction: str
+    value_before: float | None
+    value: float | None
     loss_before: float | None
     loss: float | None
     accuracy_before: float | None
@@ -45,7 +71,11 @@ class StageRow:
 
 def stage_rows(study: optuna.Study) -> list[StageRow]:
     """The stages of a study in the order of their numbers, waiting ones left out."""
-    return [_row(t) for t in records.all_trials(study) if t.state != TrialState.WAITING]
+    trials = [t for t in records.all_trials(study) if t.state != TrialState.WAITING]
+    found = filter(None, (records.load(trial, "stage", _Stage) for trial in reversed(trials)))
+    direction = study.direction.name.lower()
+    metric = next((stage.metric for stage in found), _LOSS)
+    return [_row(trial, metric, direction) for trial in trials]
 
 
 def stage_row(study: optuna.Study, number: int | None) -> StageRow:
@@ -61,91 +91,165 @@ def stage_row(study: optuna.Study, number: int | None) -> StageRow:
 
 
 def chosen(rows: Sequence[StageRow]) -> StageRow | None:
-    """The stage of the lowest validation loss; None before the first complete stage."""
-    complete = [row for row in rows if row.state == "complete" and row.loss is not None]
-    return min(complete, key=lambda row: (row.loss or 0.0, row.number), default=None)
+    """The stage of the best value, of equal ones that of the lowest loss, as the study has it.
+
+    None before the first complete stage.
+    """
+
+    def rank(row: StageRow) -> tuple[float, float, int]:
+        value, loss = row.value or 0.0, math.inf if row.loss is None else row.loss
+        return -value if row.direction == "maximize" else value, loss, row.number
+
+    complete = [row for row in rows if row.state == "complete" and row.value is not None]
+    return min(complete, key=rank, default=None)
 
 
-def stage_settings(trial: optuna.trial.FrozenTrial) -> dict[str, Any]:
-    """The settings with which a stage was trained; empty if they were not recorded."""
+def settings_to_compare(trial: FrozenTrial) -> dict[str, Any]:
+    """The settings of a stage; empty if it trained a text prompt or continued another stage."""
     found = records.load(trial, "stage", _Stage)
-    return found.settings if found else {}
+    if found is None or found.refined_from is not None or found.text_prompt == trial.number:
+        return {}
+    return found.settings
+
+
+def budget_of(trial: BaseTrial) -> int | None:
+    """The steps that a stage may make, if its record says so."""
+    found = records.load(trial, "stage", _Stage)
+    n_steps = found.settings.get("n_steps") if found else None
+    return n_steps if isinstance(n_steps, int) else None
 
 
 def listed(settings: dict[str, Any]) -> str:
     """Settings on one line."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items())
+    return ", ".join(
+        f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in settings.items()
+    )
 
 
 def figure(value: float | None, form: str, before: float | None = None) -> str:
     """A figure, after the one before training if that is known."""
     if value is None:
         return "–"
-    return f"{value:{form}}" if before is None else f"{before:{form}} → {value:{form}}"
+    return f"{value:{form}}" if before is None else f"{before:{form}}→{value:{form}}"
+
+
+def told(metric: str, value: float | None, before: float | None = None) -> str:
+    """A value of a metric, after the one before training if that is known."""
+    return figure(value, ".1%" if metric == "accuracy" else ".3f", before)
 
 
 def document(study: optuna.Study, rows: Sequence[StageRow]) -> dict[str, Any]:
     """The stages for machines."""
     best = chosen(rows)
-    return {"study": study.study_name, "stages": rows, "chosen": best and best.number}
+    return {
+        "study": study.study_name,
+        "metric": rows[0].metric if rows else None,
+        "direction": study.direction.name.lower(),
+        "stages": rows,
+        "chosen": best and best.number,
+    }
 
 
 def stages(rows: Sequence[StageRow]) -> list[str | Table]:
     """The stages as a table, or a line each where a table has no room."""
-    best, shown = chosen(rows), []
-    for row, differing in zip(rows, _different_settings(rows), strict=True):
-        loss = figure(row.loss, ".3f", row.loss_before)
-        shown.append(
-            {
-                "#": f"{'* ' if row == best else ''}{row.number}",
-                "restart prompt": row.prompt,
-                "origin": row.origin,
-                "settings": differing,
-                "loss": loss if row.state == "complete" else f"{loss} ({row.state})",
-                "accuracy": figure(row.accuracy, ".1%", row.accuracy_before),
-            }
-        )
-    if output.width() < _MIN_TABLE_WIDTH:
-        line = "{#} {restart prompt} ({origin}, loss {loss}, accuracy {accuracy})"
-        return [line.format_map(cells) for cells in shown]
-    table = Table(title="Stages (validation, before training → after)", title_justify="left")
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("restart prompt", ratio=1, min_width=12, overflow="fold")
-    table.add_column("origin")
-    if any(cells["settings"] for cells in shown):
-        table.add_column("settings")
-    table.add_column("loss", justify="right", no_wrap=True)
-    table.add_column("accuracy", justify="right", no_wrap=True)
+    best, shown = chosen(rows), _cells(rows)
+    if not shown:
+        return ["There is no stage yet."]
+    columns = {name: _COLUMNS.get(name, _FIGURES) for name in shown[0]}
+    if output.width() <= sum(column["min_width"] + _BORDER for column in columns.values()):
+        return [_line(cells) for cells in shown]
+    title = f"Stages by {rows[0].metric} (validation, before training → after)"
+    table = Table(title=title, title_justify="left")
+    for name, column in columns.items():
+        table.add_column(name, **column)
     for row, cells in zip(rows, shown, strict=True):
-        texts = [output.cell(cells[str(column.header)]) for column in table.columns]
-        table.add_row(*texts, style="bold" if row == best else "")
+        table.add_row(*map(output.cell, cells.values()), style="bold" if row == best else "")
     return [table]
 
 
+def _cells(rows: Sequence[StageRow]) -> list[dict[str, str]]:
+    """What the table shows of each stage, by the names of its columns."""
+    best, settings = chosen(rows), _different_settings(rows)
+    has_settings, has_texts = any(settings), len({row.text_prompt for row in rows} - {""}) > 1
+    return [
+        {
+            "#": f"{'* ' if row == best else ''}{row.number}",
+            "restart prompt": row.prompt,
+            "origin": row.origin,
+            **({"text prompt": row.text_prompt} if has_texts else {}),
+            **({"settings": differing} if has_settings else {}),
+            **_figures(row),
+        }
+        for row, differing in zip(rows, settings, strict=True)
+    ]
+
+
+def _figures(row: StageRow) -> dict[str, str]:
+    """The figures of a stage by name: what the study optimises, and one beside it."""
+    cells = {row.metric: told(row.metric, row.value, row.value_before)}
+    if row.metric == "accuracy":
+        cells["loss"] = told("loss", row.loss, row.loss_before)
+    else:
+        cells["accuracy"] = told("accuracy", row.accuracy, row.accuracy_before)
+    if row.state != "complete":
+        cells[row.metric] += f" ({row.state})"
+    return cells
+
+
+def _line(cells: dict[str, str]) -> str:
+    number, prompt, origin, *others = cells.items()
+    rest = ", ".join(f"{name} {text}" for name, text in others if text)
+    return f"{number[1]} {prompt[1]} ({origin[1]}, {rest})"
+
+
 def _different_settings(rows: Sequence[StageRow]) -> list[str]:
-    """For each stage the settings that not all stages share."""
-    known = [row.settings for row in rows if row.settings]
-    names = dict.fromkeys(name for settings in known for name in settings)
-    differ = [n for n in names if len({repr(settings.get(n)) for settings in known}) > 1]
-    return [listed({n: row.settings[n] for n in differ if n in row.settings}) for row in rows]
+    """For each stage the settings that not all stages of its kind share."""
+    kinds: dict[tuple[bool, bool], list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(_kind(row), []).append(row.settings)
+    differ = {kind: _differing([each for each in known if each]) for kind, known in kinds.items()}
+    return [
+        listed({name: row.settings[name] for name in row.settings if name in differ[_kind(row)]})
+        for row in rows
+    ]
 
 
-def _row(trial: optuna.trial.FrozenTrial) -> StageRow:
+def _kind(row: StageRow) -> tuple[bool, bool]:
+    """Stages that train a text prompt, or refine, have settings of their own."""
+    return row.text_prompt == _TRAINED, row.origin == "refine"
+
+
+def _differing(settings: Sequence[dict[str, Any]]) -> set[str]:
+    """The names whose values are not the same in all of some settings."""
+    names = {name for each in settings for name in each}
+    return {name for name in names if len({repr(each.get(name)) for each in settings}) > 1}
+
+
+def _row(trial: FrozenTrial, metric: str, direction: str) -> StageRow:
     trajectory = records.load_trajectory(trial)
     start = trajectory.points[0] if trajectory and trajectory.points else None
     attrs = trial.user_attrs
     # Somebody else may have written over a number.
     numbers = {name: value for name, value in attrs.items() if type(value) in (int, float)}
+    found = records.load(trial, "stage", _Stage)
+    value = encode(trial.value) if trial.state.is_finished() else None
+    reported = trial.intermediate_values
     return StageRow(
         number=trial.number,
         prompt=str(attrs.get("prompt", "")),
         origin=str(attrs.get("origin", "")),
+        text_prompt=str(attrs.get("text_prompt", "")),
         state=trial.state.name.lower(),
+        metric=metric,
+        direction=direction,
+        value_before=encode(reported[min(reported)]) if reported else None,
+        value=value,
         loss_before=encode(start.loss) if start else None,
-        loss=encode(trial.value) if trial.state.is_finished() else None,
+        loss=value if metric == _LOSS else numbers.get("loss"),
         accuracy_before=start.accuracy if start else None,
         accuracy=numbers.get("accuracy"),
         forward_sequences=numbers.get("forward_sequences"),
         backward_passes=numbers.get("backward_passes"),
-        settings=stage_settings(trial),
+        settings=found.settings if found else {},
     )

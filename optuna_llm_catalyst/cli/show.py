@@ -14,6 +14,7 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.options import ShowOptions
 from optuna_llm_catalyst.cli.studies import load_study
+from optuna_llm_catalyst.mistakes import EnsembleRecord
 
 
 #: Longer replies are clipped.
@@ -81,6 +82,7 @@ def run(options: ShowOptions) -> None:
         "proposal": records.load(trial, "proposal", dict),
         "trajectory": records.load_trajectory(trial),
         "mistakes": records.load(trial, "mistakes", dict),
+        "ensemble": records.load(trial, "ensemble", dict),
     }
     output.report(document, _story(row, trial), as_json=options.json)
 
@@ -88,26 +90,44 @@ def run(options: ShowOptions) -> None:
 def _story(row: report.StageRow, trial: FrozenTrial) -> Iterator[str]:
     yield f"Stage {row.number} ({row.state}), origin {row.origin or 'unknown'}"
     yield f"Restart prompt: {row.prompt}"
+    if row.text_prompt:
+        yield f"Text prompt: {row.text_prompt}"
     if row.settings:
         yield f"Settings: {report.listed(row.settings)}"
     proposal = records.load(trial, "proposal", ProposalRecord)
     if proposal is not None:
-        yield from _proposal_lines(proposal, records.load(trial, "proposal", dict) or {})
+        record = records.load(trial, "proposal", dict) or {}
+        yield from _proposal_lines(proposal, record, row.metric)
     elif f"{records.PREFIX}proposal" in trial.system_attrs:
         yield "The record of its proposal cannot be read: it was changed or broke off."
     trajectory, mistakes = records.load_trajectory(trial), records.load_mistakes(trial)
     for point in trajectory.points if trajectory else ():
+        best = trial.intermediate_values.get(point.step)
         yield (
             f"step {point.step}: loss {report.figure(point.loss, '.3f')}, "
-            f"accuracy {report.figure(point.accuracy, '.1%')}, words: {point.text}"
+            f"accuracy {report.figure(point.accuracy, '.1%')}, best {row.metric} so far "
+            f"{report.told(row.metric, best)}, words: {point.text}"
         )
     for c in mistakes.confusions if mistakes else ():
         yield f"  {c.label} taken for {c.predicted}: {c.count} of {c.total}"
+    ensemble = records.load_ensemble(trial)
+    if ensemble is not None:
+        yield (
+            f"Ensemble so far, with this stage: {ensemble.n_members} members, validation "
+            f"{_ensemble_told(ensemble, row.metric)}"
+        )
     for name, value in trial.user_attrs.items():
         yield f"{name}: {value}"
 
 
-def _proposal_lines(proposal: ProposalRecord, record: dict[str, Any]) -> Iterator[str]:
+def _ensemble_told(ensemble: EnsembleRecord, metric: str) -> str:
+    figures = {metric: ensemble.value, "loss": ensemble.loss, "accuracy": ensemble.accuracy}
+    return ", ".join(f"{name} {report.told(name, value)}" for name, value in figures.items())
+
+
+def _proposal_lines(
+    proposal: ProposalRecord, record: dict[str, Any], metric: str
+) -> Iterator[str]:
     """What the LLM was told and replied, in the order in which it happened."""
     if proposal.meta_prompt is not None:
         yield (
@@ -129,7 +149,9 @@ def _proposal_lines(proposal: ProposalRecord, record: dict[str, Any]) -> Iterato
     if proposal.breaker:
         yield f"Breaker, which spares an LLM that keeps failing: {proposal.breaker}"
     for c in proposal.candidates:
-        score = "not screened" if c.score is None else f"loss {c.score:.3f} without training"
+        score = "not screened"
+        if c.score is not None:
+            score = f"{metric} {report.told(metric, c.score)} without training"
         cut = f", {c.n_truncated} tokens cut off" if c.n_truncated else ""
         yield f"  candidate: {c.text} ({score}{cut})"
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import os
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -23,20 +24,24 @@ from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 
 
+Direction = Literal["minimize", "maximize"]
+
 _SETUP = "llm_catalyst:setup"
 _STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError, OSError)
 #: What databases say when several processes create their tables at once.
 _RACES = ("already exists", "database is locked", "UNIQUE constraint")
 
 
-def open_study(storage: str, name: str) -> optuna.Study:
-    """Creates a study, or loads it if it is there."""
+def open_study(
+    storage: str, name: str, *, metric: str = "loss", direction: Direction = "minimize"
+) -> optuna.Study:
+    """Creates a study of a metric, or loads it if it is there."""
     with storage_errors(storage):
-        study = _create(storage, name)
-    if study.directions != [optuna.study.StudyDirection.MINIMIZE]:
+        study = _create(storage, name, direction)
+    if [found.name.lower() for found in study.directions] != [direction]:
         raise UserError(
-            f"study {name!r} does not minimize one value, as tuning does: choose another "
-            "--study-name."
+            f"study {name!r} does not {direction} one value, as --metric {metric} does: give the "
+            "--metric of the study, or choose another --study-name."
         )
     return study
 
@@ -48,14 +53,12 @@ def open_study(storage: str, name: str) -> optuna.Study:
     wait=tenacity.wait_fixed(0.1),
     reraise=True,
 )
-def _create(storage: str, name: str) -> optuna.Study:
+def _create(storage: str, name: str, direction: Direction) -> optuna.Study:
     return optuna.create_study(
         storage=_opened(storage, creates=True),
         study_name=name,
         load_if_exists=True,
-        direction="minimize",
-        # Stages that start elsewhere say nothing about each other: no pruning by default.
-        pruner=optuna.pruners.NopPruner(),
+        direction=direction,
     )
 
 

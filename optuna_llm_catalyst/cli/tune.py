@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 import hashlib
-import signal
 
 import optuna
 import torch
@@ -18,6 +17,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.cli import meta_prompt
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli import recipe
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli import studies
 from optuna_llm_catalyst.cli.llms import choose_llm
@@ -26,8 +26,8 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.progress import keep_unsaved
 from optuna_llm_catalyst.cli.progress import print_results
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.cli.run_stages import run_stages
 from optuna_llm_catalyst.cli.task import load_task
-from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
@@ -50,7 +50,13 @@ def run(options: TuneOptions) -> int:
     progress = StageProgress(options)
     model, objective = _model_and_objective(options, task, progress)
     objective.prompts.check()
-    study = studies.open_study(options.storage, options.study_name)
+    study = studies.open_study(
+        options.storage,
+        options.study_name,
+        metric=options.metric,
+        direction=objective.direction,
+    )
+    study.pruner = recipe.pruner(options)
     with studies.storage_errors(options.storage, study):
         n_finished, resumed = _resume(study, objective, options, model)
         described = options.task_description or task.description
@@ -85,7 +91,7 @@ def run(options: TuneOptions) -> int:
         output.say("Examples are kept in the study and shown to the LLM (--share-examples).")
     code, problem = 0, None
     try:
-        code = _run_stages(study, objective, options, progress)
+        code = run_stages(study, objective, options, progress)
     except (CheckpointError, StudyMismatchError) as error:
         problem = error
         if not progress.n_finished:
@@ -100,32 +106,6 @@ def run(options: TuneOptions) -> int:
         output.say(f"error: all {progress.n_finished} stages of this command failed, see above.")
         code = code or 2
     return code
-
-
-def _run_stages(
-    study: optuna.Study,
-    objective: prompt_tuning.PromptTuningObjective,
-    options: TuneOptions,
-    progress: StageProgress,
-) -> int:
-    """Runs the stages; returns the exit code."""
-    try:
-        with studies.storage_errors(options.storage, study), progress.bar:
-            study.optimize(objective, n_trials=options.stages, callbacks=[progress.finished])
-            if options.refine_steps:
-                refined = objective.refine(study, n_steps=options.refine_steps)
-                progress.finished(study, refined)
-    except KeyboardInterrupt:
-        output.say("Interrupted: this stage is lost, the same command goes on with the next.")
-        return 128 + signal.SIGINT
-    except CatalystError:
-        raise
-    # A ValueError: of what somebody enqueued, or of a trial that somebody else ended.
-    except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-        raise output.UserError(
-            f"this stage is lost, the same command goes on with the next: {first_line(error)}"
-        ) from error
-    return 0
 
 
 def _model_and_objective(
@@ -150,13 +130,17 @@ def _model_and_objective(
             max_virtual_tokens=length,
             prompt_position=options.prompt_position,
         )
+    make_stage = recipe.make_stage(options)
     objective = prompt_tuning.PromptTuningObjective(
         model,
         task,
         PromptSpace(pretrained.tokenizer, length),
-        stage=prompt_tuning.GradientStage(
-            n_steps=options.steps, lr=options.lr, eval_every=options.eval_every
-        ),
+        metric=options.metric,
+        stage=None if make_stage else recipe.stage(options),
+        make_stage=make_stage,
+        n_text_prompts=options.text_prompts,
+        text_stage=recipe.text_stage(options),
+        later_texts=options.later_texts,
         seed=options.seed,
         artifact_store=folder_store(options.artifacts),
         share_examples=options.share_examples,
@@ -209,6 +193,7 @@ def _resume(
         "--model-type": options.model_type,
         "--prompt-position": options.prompt_position,
         "--shots": options.shots,
+        "--metric": options.metric,
         "data with checksum": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16],
         # Last: it differs wherever another of these does.
         "model with fingerprint": model.fingerprint,
@@ -216,8 +201,8 @@ def _resume(
     studies.check_setup(study, setup)
     finished = [trial for trial in trials if trial.state in records.FINISHED]
     # Stages that were trained in another way are not comparable by their losses.
-    settings = objective.stage_settings
-    last = next(filter(None, map(report.stage_settings, reversed(finished))), settings)
+    settings = recipe.settings(options, model)
+    last = next(filter(None, map(report.settings_to_compare, reversed(finished))), settings)
     changed = [name for name in settings if last.get(name) != settings[name]]
     if changed:
         before, now = (report.listed({n: s.get(n) for n in changed}) for s in (last, settings))

@@ -13,6 +13,8 @@ from optuna_llm_catalyst.prompt_tuning.data import task_from_table
 from optuna_llm_catalyst.prompt_tuning.data import task_from_texts
 from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.metrics import of_predictions
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
@@ -32,6 +34,7 @@ __all__ = [
     "DualEncoderClassifier",
     "Example",
     "GradientStage",
+    "Metric",
     "Pretrained",
     "Prompt",
     "PromptClassifier",
@@ -53,6 +56,7 @@ __all__ = [
     "nearest",
     "task_from_table",
     "task_from_texts",
+    "of_predictions",
     "word_table",
     "write_peft",
 ]

@@ -84,8 +84,9 @@ def _templates(model: TaskModel, encode: Encode) -> Tensor:
     """Unit class features, the mean over the names alone and in each template: (C, d)."""
     assert isinstance(model, ComparesFeatures)
     found = [_class_names(model)]
-    for template in TEMPLATES:
-        words = model.embed([list(encode(template))])  # (1, L, d)
+    # A small vocabulary may know none of a template's words.
+    for token_ids in filter(None, (list(encode(template)) for template in TEMPLATES)):
+        words = model.embed([token_ids])  # (1, L, d)
         prompt = Prompt(SoftPrompt(), {"labels": words})
         with torch.inference_mode():
             found.append(model.class_features(prompt)[0].clone())

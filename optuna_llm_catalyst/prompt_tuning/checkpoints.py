@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import hashlib
 from io import BytesIO
 import json
+import math
 from pathlib import Path
 import tempfile
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from optuna.artifacts import upload_artifact
 from optuna.trial import BaseTrial
 from optuna.trial import FrozenTrial
 from optuna.trial import Trial
+from optuna.trial import TrialState
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -97,11 +99,22 @@ def check_writable(store: ArtifactStore) -> None:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial:
-    """The best trial of a study; a CheckpointError if no trial is complete yet."""
+    """The best trial of a study, of equal ones that of the lowest validation loss.
+
+    Raises a CheckpointError if no trial is complete yet.
+    """
     try:
-        return study.best_trial
+        best = study.best_trial
     except ValueError as error:
         raise CheckpointError(f"study {study.study_name!r} has no complete stage yet.") from error
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    equal = [trial for trial in complete if trial.value == best.value]
+    return min(equal, key=lambda trial: (_loss(trial), trial.number))
+
+
+def _loss(trial: FrozenTrial) -> float:
+    found = trial.user_attrs.get("loss")
+    return float(found) if isinstance(found, int | float) else math.inf
 
 
 def write(trained: TrainedPrompt, path: str | Path) -> None:

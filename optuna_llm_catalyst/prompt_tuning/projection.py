@@ -36,7 +36,7 @@ from optuna_llm_catalyst.trajectory import Swap
 from optuna_llm_catalyst.trajectory import TrajectoryPoint
 
 
-Metric = Literal["cosine", "l2"]
+Distance = Literal["cosine", "l2"]
 Embed = Callable[[Sequence[Sequence[int]]], Tensor]
 
 #: A virtual token that moved by less than this part of its norm has no direction to speak of.
@@ -69,23 +69,23 @@ def word_table(space: PromptSpace, embed: Embed, *, also: Sequence[int] = ()) ->
     return WordTable(token_ids, tuple(named.values()), embed([token_ids])[0])
 
 
-def nearest(prompt: Tensor, table: WordTable, metric: Metric = "cosine") -> list[int]:
+def nearest(prompt: Tensor, table: WordTable, distance: Distance = "cosine") -> list[int]:
     """The row of the table nearest to each virtual token.
 
-    Law: the embeddings of words of the table give back these words, by every metric.
+    Law: the embeddings of words of the table give back these words, by every distance.
 
     Args:
         prompt: Virtual tokens of shape ``(L, d)``.
         table: The words.
-        metric: ``cosine``: the largest cosine; ``l2``: the smallest Euclidean distance.
+        distance: ``cosine``: the largest cosine; ``l2``: the smallest Euclidean distance.
     """
-    if metric == "cosine":
+    if distance == "cosine":
         closeness = F.normalize(prompt, dim=-1) @ F.normalize(table.embeddings, dim=-1).T
-    elif metric == "l2":
+    elif distance == "l2":
         # -|p - e|² without |p|², which is the same for all words.
         closeness = 2 * prompt @ table.embeddings.T - table.embeddings.square().sum(-1)
     else:
-        raise ValueError(f"`metric` must be 'cosine' or 'l2', got {metric!r}.")
+        raise ValueError(f"`distance` must be 'cosine' or 'l2', got {distance!r}.")
     return [int(i) for i in closeness.argmax(-1)]  # closeness: (L, W)
 
 
@@ -136,7 +136,7 @@ class Projector:
     Args:
         run: The stage's run.
         table: The words that may be named; must contain the start's tokens.
-        metric: How near words are found.
+        distance: How near words are found.
         n_checked_swaps: Swaps that are measured for each new projection. A model without
             gradients has none.
     """
@@ -146,7 +146,7 @@ class Projector:
         run: Run,
         table: WordTable,
         *,
-        metric: Metric = "cosine",
+        distance: Distance = "cosine",
         n_checked_swaps: int = 8,
     ) -> None:
         self._run = run
@@ -154,7 +154,7 @@ class Projector:
         self._kind = run.start.kind
         self._start = run.start.words()[0].detach()  # (L, d)
         self._table = table
-        self._metric: Metric = metric
+        self._distance: Distance = distance
         self._n_checked_swaps = n_checked_swaps if run.model.is_differentiable else 0
         # Projections rarely change within a stage: each is measured once.
         self._measured: dict[tuple[int, ...], tuple[float, tuple[Swap, ...]]] = {}
@@ -162,7 +162,7 @@ class Projector:
     def point(self, evaluation: Evaluation) -> TrajectoryPoint:
         """The trajectory's point at an evaluation."""
         words = evaluation.prompt.words()[0]  # (L, d)
-        rows = tuple(nearest(words, self._table, self._metric))
+        rows = tuple(nearest(words, self._table, self._distance))
         if rows not in self._measured:
             self._measured[rows] = self._measure(rows)
         hard_loss, swaps = self._measured[rows]

@@ -1,4 +1,4 @@
-"""How a stage ran, on its trial: its settings, its model, and which stage it continues."""
+"""How a stage ran, on its trial: its settings, its model, its metric, what it continues."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from optuna.trial import BaseTrial
-from optuna.trial import Trial
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.exceptions import StudyMismatchError
+from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.schema import encode
@@ -33,20 +33,14 @@ class StageRecord:
         model: The frozen model.
         text_prompt: The trial whose text prompt stood before the texts; None for plain texts.
         refined_from: The trial whose stage it continued, if it did.
+        metric: What the trial's value is.
     """
 
     settings: dict[str, Any]
     model: ModelRecord
     text_prompt: int | None = None
     refined_from: int | None = None
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """The stage that another one continues, and the budget for that."""
-
-    refined_from: int
-    budget: int
+    metric: str = LOSS.name
 
 
 def settings_of(stage: Stage, model: TaskModel) -> dict[str, Any]:
@@ -62,29 +56,9 @@ def record_stage(
     model: TaskModel,
     text_prompt: int | None,
     refined_from: int | None,
+    metric: Metric,
 ) -> None:
     """Leaves on a running trial how its stage runs."""
-    known = ModelRecord(model.name, model.fingerprint)
-    record = StageRecord(settings_of(stage, model), known, text_prompt, refined_from)
+    known, settings = ModelRecord(model.name, model.fingerprint), settings_of(stage, model)
+    record = StageRecord(settings, known, text_prompt, refined_from, metric.name)
     records.save(trial, "stage", encode(record))
-
-
-def check_model(trial: BaseTrial, model: TaskModel) -> None:
-    """Checks that the study's other stages ran on the same model: else losses do not compare.
-
-    Raises:
-        StudyMismatchError: If the last of them that says so ran on another one.
-    """
-    if not isinstance(trial, Trial):
-        return
-    for other in reversed(records.all_trials(trial.study)):
-        record = records.load(other, "stage", StageRecord)
-        if other.number == trial.number or record is None:
-            continue
-        if record.model.fingerprint != model.fingerprint:
-            raise StudyMismatchError(
-                f"Trial {other.number} ran on the model {record.model.name!r} (fingerprint "
-                f"{record.model.fingerprint}), this one would run on {model.name!r} "
-                f"({model.fingerprint}). Use the model of the study, or a new study name."
-            )
-        return

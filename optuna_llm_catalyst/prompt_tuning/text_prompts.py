@@ -1,20 +1,26 @@
 """Which prompt stands before the texts in a stage: none, one that it trains, or a kept one.
 
 A study's first stages train a prompt on both sides. The best of their text prompts are kept.
-Later stages train the labels' side alone, on cached features: under a kept text prompt or of the
-plain texts, in turns, so that the ensemble has members of each.
+Later stages train the labels' side alone, on cached features: of the plain texts, under a kept
+text prompt, or both in turns. The ensemble then has groups that read texts in different ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
+from typing import Literal
 
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
+
+
+#: What stages read that train no text prompt.
+LaterTexts = Literal["plain", "turns", "prompted"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +42,21 @@ class Reading:
         return "none" if self.text_prompt is None else f"of stage {self.text_prompt}"
 
 
+def check_later_texts(later_texts: str) -> None:
+    """Raises a ValueError unless it is one of ``LaterTexts``."""
+    if later_texts not in get_args(LaterTexts):
+        raise ValueError(
+            f"`later_texts` must be 'plain', 'turns' or 'prompted', got {later_texts!r}."
+        )
+
+
 def choose(
     trials: Sequence[FrozenTrial],
     number: int,
     n_text_prompts: int,
     *,
     minimize: bool = True,
-    mix_plain: bool = True,
+    later_texts: LaterTexts = "plain",
 ) -> Reading:
     """How the trial of a number reads texts, by what the study's other trials do.
 
@@ -53,7 +67,7 @@ def choose(
         number: The number of the trial that starts.
         n_text_prompts: How many text prompts the study keeps.
         minimize: Whether a lower value is better.
-        mix_plain: Whether later stages read plain texts, too.
+        later_texts: What stages read that train no text prompt.
     """
     n_members: dict[int | None, int] = {None: 0}
     trained: list[tuple[float, int]] = []
@@ -74,5 +88,7 @@ def choose(
         return Reading(number, is_trained=True)
     kept = [number for _, number in sorted(trained)[:n_text_prompts]]
     # The least used of them; the best text prompt among equals.
-    choices: list[int | None] = [*kept, None] if mix_plain or not kept else [*kept]
+    choices: list[int | None] = [] if later_texts == "plain" else [*kept]
+    if later_texts != "prompted" or not kept:
+        choices.append(None)
     return Reading(min(choices, key=lambda choice: n_members.get(choice, 0)))

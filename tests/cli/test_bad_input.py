@@ -542,9 +542,9 @@ def test_cut_startup_prompt_is_said(tune: Cli) -> None:
 
 
 def test_other_settings_are_said_and_shown(tune: Cli, cli: Cli) -> None:
-    tune("--stages", 1)
+    tune("--stages", 1, "--text-prompts", 0)
     assert "settings" not in cli("show").out
-    result = tune("--stages", 1, "--lr", 0.1, "--steps", 6)
+    result = tune("--stages", 1, "--text-prompts", 0, "--lr", 0.1, "--steps", 6)
 
     assert "trained with n_steps 4, lr 0.005, this command trains with n_steps 6, lr 0.1" in (
         result.err

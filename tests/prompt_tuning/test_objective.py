@@ -27,6 +27,7 @@ from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import load_task
 from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning.stage_records import settings_of
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
@@ -393,7 +394,7 @@ def test_a_stage_may_be_a_module(stage_class: type[ModuleStage], store: Store) -
     assert study.best_value == plain(fixed_trial(plain))
     refined = objective.refine(study, n_steps=7)
     assert refined.user_attrs["stage_steps"] == 7
-    assert objective.stage_settings == {
+    assert settings_of(stage_class(5), make_dual()) == {
         "stage": stage_class.__name__,
         "budget": 5,
         "temperature": 0.05,

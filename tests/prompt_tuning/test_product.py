@@ -72,7 +72,7 @@ def test_without_test_examples_there_is_a_product_and_no_rows(store: Store) -> N
     objective, study = make_study("dual", store, task=make_task(test=()))
     found = product.measure(objective, study)
     assert found.log_probs == {}
-    assert all(group.readout is not None for group in found.groups)
+    assert all(group.readout is not None for group in found.classifier.ensemble.groups)
 
 
 def test_a_study_without_stages_has_no_product(store: Store) -> None:

@@ -20,8 +20,8 @@ from optuna_llm_catalyst.prompt_tuning import word_table
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
+from optuna_llm_catalyst.prompt_tuning.projection import Distance
 from optuna_llm_catalyst.prompt_tuning.projection import drift
-from optuna_llm_catalyst.prompt_tuning.projection import Metric
 from optuna_llm_catalyst.prompt_tuning.projection import Projector
 from optuna_llm_catalyst.prompt_tuning.projection import promising_swaps
 from optuna_llm_catalyst.prompt_tuning.projection import WordTable
@@ -39,7 +39,7 @@ from .tiny import soft
 from .tiny import TASK_MODELS
 
 
-each_metric = pytest.mark.parametrize("metric", get_args(Metric))
+each_distance = pytest.mark.parametrize("distance", get_args(Distance))
 each_model = pytest.mark.parametrize("model_name", TASK_MODELS)
 seeds = st.integers(0, 2**32)
 
@@ -62,55 +62,55 @@ def real_table(minilm: Pretrained) -> WordTable:
 # Law 8: nearest token is nearest.
 
 
-@each_metric
+@each_distance
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_word_is_nearest_to_itself(encoder: str, metric: Metric) -> None:
+def test_every_word_is_nearest_to_itself(encoder: str, distance: Distance) -> None:
     table = tiny_table(encoder)
-    assert nearest(table.embeddings, table, metric) == list(range(len(table.words)))
+    assert nearest(table.embeddings, table, distance) == list(range(len(table.words)))
 
 
-@each_metric
-def test_words_of_minilm_are_nearest_to_themselves(minilm: Pretrained, metric: Metric) -> None:
+@each_distance
+def test_words_of_minilm_are_nearest_to_themselves(minilm: Pretrained, distance: Distance) -> None:
     """Every eighth word, among all of them."""
     table = real_table(minilm)
     assert len(table.words) > 15_000
     rows = list(range(0, len(table.words), 8))
-    assert nearest(table.embeddings[rows], table, metric) == rows
+    assert nearest(table.embeddings[rows], table, distance) == rows
 
 
-@each_metric
+@each_distance
 @given(seed=seeds)
-def test_a_noisy_word_is_nearest_to_itself(metric: Metric, seed: int) -> None:
+def test_a_noisy_word_is_nearest_to_itself(distance: Distance, seed: int) -> None:
     table = tiny_table()
     noise = torch.randn(table.embeddings.shape, generator=torch.Generator().manual_seed(seed))
     noise *= 0.05 * table.embeddings.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-    assert nearest(table.embeddings + noise, table, metric) == list(range(len(table.words)))
+    assert nearest(table.embeddings + noise, table, distance) == list(range(len(table.words)))
 
 
-@each_metric
+@each_distance
 @given(seed=seeds, n_words=st.integers(1, 20), width=st.integers(2, 8))
 def test_nearest_is_what_a_search_finds(
-    metric: Metric, seed: int, n_words: int, width: int
+    distance: Distance, seed: int, n_words: int, width: int
 ) -> None:
     table = random_table(n_words, width, seed)
     prompt = random_table(5, width, seed + 1).embeddings
-    for token, row in zip(prompt.double(), nearest(prompt, table, metric), strict=True):
+    for token, row in zip(prompt.double(), nearest(prompt, table, distance), strict=True):
         words = table.embeddings.double()
-        if metric == "cosine":
+        if distance == "cosine":
             distances = [-torch.cosine_similarity(token, word, dim=0) for word in words]
         else:
             distances = [(token - word).norm() for word in words]
         assert distances[row] <= min(distances) + 1e-5
 
 
-def test_the_two_metrics_can_differ() -> None:
+def test_the_two_distances_can_differ() -> None:
     table = WordTable((0, 1), ("far", "near"), torch.tensor([[10.0, 0.0], [0.7, 0.7]]))
     prompt = torch.tensor([[1.0, 0.1]])
     assert nearest(prompt, table, "cosine") == [0]
     assert nearest(prompt, table, "l2") == [1]
 
 
-def test_an_unknown_metric_is_refused() -> None:
+def test_an_unknown_distance_is_refused() -> None:
     with pytest.raises(ValueError, match="'cosine' or 'l2', got 'dot'"):
         nearest(torch.zeros(1, 32), tiny_table(), "dot")
 
@@ -134,8 +134,8 @@ def test_a_table_takes_any_token_it_must_name() -> None:
     wolf, piece, cls = (tokenizer.convert_tokens_to_ids(t) for t in ("wolf", "##ing", "[CLS]"))
     table = word_table(space, embed, also=(wolf, piece, cls, piece))
     assert table.token_ids == (*plain.token_ids, piece, cls)
-    for metric in get_args(Metric):
-        rows = nearest(embed([[piece, wolf, cls]])[0], table, metric)
+    for distance in get_args(Distance):
+        rows = nearest(embed([[piece, wolf, cls]])[0], table, distance)
         assert [table.token_ids[row] for row in rows] == [piece, wolf, cls]
 
 
@@ -290,11 +290,9 @@ class Scene:
         self.train = model.encode(make_examples(20, seed=1))
         self.validation = model.encode(make_examples(12, seed=2))
         self.start = self.words("people write this")
-        self.projector = Projector(
-            Run(model, self.start, self.train, self.validation),
-            self.table,
-            **({"n_checked_swaps": 4} | options),
-        )
+        self.run = Run(model, self.start, self.train, self.validation)
+        options = {"n_checked_swaps": 4} | options
+        self.projector = Projector(self.run, self.table, **options)
 
     def words(self, text: str) -> Prompt:
         """The prompt that starts at these words, with a fresh head."""
@@ -304,8 +302,7 @@ class Scene:
         return evaluate(self.model, prompt, self.validation).loss[0]
 
     def evaluation(self, prompt: Prompt, *, step: int = 0) -> Evaluation:
-        metrics = evaluate(self.model, prompt, self.validation)
-        return Evaluation(step, prompt, metrics.loss[0], metrics.accuracy[0])
+        return self.run.evaluate(prompt, step)
 
     def point(self, prompt: Prompt, *, step: int = 0) -> TrajectoryPoint:
         return self.projector.point(self.evaluation(prompt, step=step))
@@ -448,6 +445,6 @@ def test_a_black_box_gives_no_gradient(model_name: str) -> None:
 def test_a_prompt_of_nans_has_a_point(model_name: str) -> None:
     scene = Scene(TASK_MODELS[model_name]())
     prompt = scene.start.map(lambda tensor: torch.full_like(tensor, torch.nan))
-    point = scene.projector.point(Evaluation(1, prompt, torch.nan, 0.0))
+    point = scene.projector.point(Evaluation(1, prompt, torch.nan, 0.0, torch.nan))
     assert len(point.words) == 3
     assert point.drift == ()

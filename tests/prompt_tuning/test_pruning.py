@@ -92,3 +92,12 @@ def test_a_pruned_stage_is_its_best_evaluation(
     kept = load_soft_prompt(study, trial_number=0, artifact_store=store).prompt
     for name, tensor in best.prompt.tensors.items():
         assert kept.tensors[name].equal(tensor)
+
+
+def test_a_stage_that_trains_a_text_prompt_is_not_pruned(store: Store) -> None:
+    """Later stages rest on it, and it is trained in another way than others."""
+    study = optuna.create_study(pruner=AlwaysPruner())
+    objective = make_objective(store=store, n_text_prompts=1, text_stage=tiny_stage(batch_size=8))
+    study.optimize(objective, n_trials=3)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert study.trials[0].user_attrs["stage_steps"] == 5

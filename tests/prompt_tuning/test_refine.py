@@ -20,12 +20,14 @@ from optuna_llm_catalyst import load_trajectory
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
+from optuna_llm_catalyst.prompt_tuning import refining
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 from .tiny import AlwaysPruner
 from .tiny import make_objective
 from .tiny import make_space
 from .tiny import TASK_MODELS
+from .tiny import tiny_stage
 
 
 each_model = pytest.mark.parametrize("model_name", TASK_MODELS)
@@ -108,6 +110,78 @@ def test_refining_uses_the_hyperparameters_of_the_best(store: Store) -> None:
     refined = objective.refine(study, n_steps=1)
     assert refined.params == study.trials[refined.user_attrs["refined_from"]].params
     assert "lr" in refined.params
+
+
+# When it does not help.
+
+
+@each_model
+@pytest.mark.parametrize("patience", [1, 3, None])
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_refining_ends_after_so_many_evaluations_that_are_no_better(
+    metric: str, patience: int | None, model_name: str, store: Store
+) -> None:
+    """It is a complete stage then, of its best evaluation, with a place in the ensemble."""
+    objective = make_objective(model_name, store=store, metric=metric)
+    study = optuna.create_study(
+        direction=objective.direction, sampler=optuna.samplers.RandomSampler(seed=0)
+    )
+    study.optimize(objective, n_trials=2)
+    seen: list[Evaluation] = []
+    stage = tiny_stage(lr=30.0, head_lr=30.0, eval_every=1)
+    wild = make_objective(
+        model_name,
+        store=store,
+        metric=metric,
+        stage=stage,
+        observe=lambda _, e: seen.append(e),
+    )
+    refined = wild.refine(study, n_steps=12, patience=patience)
+    ranks = [objective.metric.rank(e.value, e.loss) for e in seen]
+    is_better = [rank < min(ranks[:i]) for i, rank in enumerate(ranks) if i]
+    ends = [i for i in range(12 + 1) if patience and not any(is_better[:i][-patience:])]
+    end = min((i for i in ends if i >= (patience or 0)), default=12)
+    assert len(seen) == end + 1
+    assert refined.state == TrialState.COMPLETE
+    assert refined.user_attrs["stage_steps"] == end
+    assert (refined.value, refined.user_attrs["loss"]) == min(
+        ((e.value, e.loss) for e in seen), key=lambda pair: objective.metric.rank(*pair)
+    )
+    ensemble = records.load_ensemble(refined)
+    assert ensemble is not None
+    assert ensemble.n_members == 3
+
+
+def test_refining_is_patient_for_three_evaluations(tuned: optuna.Study, store: Store) -> None:
+    wild = make_objective(store=store, stage=tiny_stage(lr=1e3, eval_every=2))
+    refined = wild.refine(tuned, n_steps=300)
+    assert refined.user_attrs["stage_steps"] == 6
+    assert refining.told(tuned, refined) == (
+        f"Refining stage {refined.user_attrs['refined_from']} did not help, stopped after 6 of "
+        "300 steps."
+    )
+
+
+def test_the_log_says_what_refining_came_to(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = optuna.create_study()
+    objective = make_objective(store=store)
+    objective.space.enqueue(study, "new old over")
+    study.optimize(objective, n_trials=1)
+    optuna.logging.enable_propagation()
+    before, after = study.best_value, objective.refine(study, n_steps=20).value
+    told = f"Refined stage 0 from loss {before:.3f} to {after:.3f} in 20 of 20 steps."
+    assert told in caplog.text
+
+
+def test_a_patience_of_nothing_is_refused(tuned: optuna.Study, store: Store) -> None:
+    with pytest.raises(ValueError, match="`patience` must be at least 1, got 0"):
+        make_objective(store=store).refine(tuned, n_steps=5, patience=0)
+    assert len(tuned.trials) == 2
+
+
+# When it fails.
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import Prompt
+from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.metrics import METRICS
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
@@ -44,12 +47,15 @@ each_model = pytest.mark.parametrize("model_name", TASK_MODELS)
 class Ground:
     """A model with its splits and a restart prompt."""
 
-    def __init__(self, model_name: str, *, text: str = "people write this") -> None:
+    def __init__(
+        self, model_name: str, *, text: str = "people write this", metric: Metric = LOSS
+    ) -> None:
         self.model: TaskModel = TASK_MODELS[model_name]()
         self.train: Split = self.model.encode(make_examples(18, seed=1))
         self.validation: Split = self.model.encode(make_examples(12, seed=2))
         token_ids = make_space().from_text(text).token_ids
         self.start: Prompt = self.model.start([token_ids], self.train)
+        self.metric = metric
 
     def run(
         self, stage: Stage, *, seed: int = 0, stop_at: int | None = None
@@ -61,7 +67,7 @@ class Ground:
             seen.append(evaluation)
             return evaluation.step == stop_at
 
-        run = Run(self.model, self.start, self.train, self.validation, seed, observe)
+        run = Run(self.model, self.start, self.train, self.validation, seed, observe, self.metric)
         return stage.run(run), seen
 
 
@@ -215,6 +221,42 @@ def test_a_stage_of_no_steps_evaluates_the_restart_prompt(model_name: str) -> No
     result, seen = ground.run(GradientStage(n_steps=0))
     assert_same_prompt(result.best.prompt, ground.start)
     assert_bit_identical([result.best], seen)
+
+
+@each_model
+@pytest.mark.parametrize("patience", [1, 2, 3, None])
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_stage_ends_when_its_patience_does(
+    metric: str, patience: int | None, model_name: str
+) -> None:
+    """It is the stage without patience, cut after so many evaluations that are no better."""
+    ground = Ground(model_name, metric=METRICS[metric])
+    stage = GradientStage(n_steps=12, lr=0.3, head_lr=0.3, eval_every=1)
+    _, all_seen = ground.run(stage)
+    ranks = [ground.metric.rank(e.value, e.loss) for e in all_seen]
+    end, n_worse = 0, 0
+    for end in range(1, 13):
+        n_worse = 0 if ranks[end] < min(ranks[:end]) else n_worse + 1
+        if n_worse == patience:
+            break
+    result, seen = ground.run(replace(stage, patience=patience))
+    assert_bit_identical(seen, all_seen[: end + 1])
+    assert (result.spent, result.stopped) == (end, False)
+    assert ground.metric.rank(result.best.value, result.best.loss) == min(ranks[: end + 1])
+
+
+@each_model
+def test_a_cosine_schedule_ends_at_a_standstill(model_name: str) -> None:
+    """The first step is made at the full rate, the last one hardly moves."""
+    ground = Ground(model_name)
+    stage = GradientStage(n_steps=8, lr=0.02, eval_every=1, optimizer="sgd")
+    (_, constant), (_, cosine) = ground.run(stage), ground.run(replace(stage, schedule="cosine"))
+    assert_bit_identical(constant[:2], cosine[:2])
+    moved = [
+        (b.prompt.words() - a.prompt.words()).norm().item()
+        for a, b in zip(cosine, cosine[1:], strict=False)
+    ]
+    assert 0 < moved[-1] < 0.3 * max(moved)
 
 
 @each_stage
@@ -386,6 +428,9 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"lr": 1e300}, r"`lr` must be positive and a float32, got 1e\+300"),
     ({"head_lr": 1e39}, r"`head_lr` must be positive and a float32, got 1e\+39"),
     ({"head_lr": math.inf}, "`head_lr` must be positive and a float32, got inf"),
+    ({"text_lr": 0.0}, "`text_lr` must be positive and a float32, got 0.0"),
+    ({"patience": 0}, "`patience` must be at least 1, got 0"),
+    ({"schedule": "linear"}, "`schedule` must be 'constant' or 'cosine', got 'linear'"),
     ({"optimizer": "adam"}, "`optimizer` must be 'adamw' or 'sgd', got 'adam'"),
 ]
 

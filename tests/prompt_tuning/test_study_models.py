@@ -24,6 +24,7 @@ from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.stage_records import settings_of
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
@@ -144,7 +145,7 @@ def test_a_trial_says_how_its_stage_ran(model_name: str, store: Store) -> None:
     assert record is not None
     model = TASK_MODELS[model_name]()
     assert (record.model.name, record.model.fingerprint) == ("bert", model.fingerprint)
-    assert record.settings == objective.stage_settings
+    assert record.settings == settings_of(stage, model)
     expected = {"stage": "GradientStage", "n_steps": 3, "lr": 0.01, "eval_every": 2}
     assert record.settings.items() >= expected.items()
     assert record.settings.get("temperature") == (0.05 if model_name == "dual" else None)
@@ -176,7 +177,6 @@ def test_a_trial_of_its_own_stage_says_which(store: Store) -> None:
     )
     study = optuna.create_study()
     study.optimize(objective, n_trials=2)
-    assert objective.stage_settings == {}
     for trial in study.trials:
         record = records.load(trial, "stage", StageRecord)
         assert record is not None
@@ -226,10 +226,9 @@ def test_a_prompt_for_other_labels_has_no_score(store: Store) -> None:
 
 
 @pytest.mark.parametrize("option", [{"max_length": 6}, {"max_virtual_tokens": 4}])
-def test_where_texts_are_cut_shows_in_the_record(option: dict[str, int], store: Store) -> None:
+def test_where_texts_are_cut_shows_in_the_record(option: dict[str, int]) -> None:
     one, two = (
-        make_objective(store=store, model=TASK_MODELS["sequence"](**options)).stage_settings
-        for options in ({}, option)
+        settings_of(tiny_stage(), TASK_MODELS["sequence"](**options)) for options in ({}, option)
     )
     assert dict(two.items() - one.items()) == option
 

@@ -43,9 +43,8 @@ TEXT_STAGE = tiny_stage(batch_size=8, text_lr=0.02)
 
 
 def two_sided(store: Store, **options: object) -> PromptTuningObjective:
-    return make_objective(
-        store=store, **({"n_text_prompts": 1, "text_stage": TEXT_STAGE} | options)
-    )
+    defaults = {"n_text_prompts": 1, "text_stage": TEXT_STAGE, "later_texts": "turns"}
+    return make_objective(store=store, **(defaults | options))
 
 
 def text_prompts(study: optuna.Study) -> list[int | None]:
@@ -130,9 +129,21 @@ def test_the_first_stage_trains_a_text_prompt_and_others_take_turns(store: Store
             assert torch.equal(tensors["texts"], first.tensors["texts"])
 
 
+def test_plain_texts_by_default(store: Store) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    objective = make_objective(store=store, n_text_prompts=1, text_stage=TEXT_STAGE)
+    study.optimize(objective, n_trials=3)
+    assert text_prompts(study) == [0, None, None]
+
+
+def test_other_ways_to_read_later_texts_are_refused(store: Store) -> None:
+    with pytest.raises(ValueError, match="`later_texts` must be .* got 'both'"):
+        two_sided(store, later_texts="both")
+
+
 def test_prompted_texts_only(store: Store) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(two_sided(store, mix_plain=False), n_trials=4)
+    study.optimize(two_sided(store, later_texts="prompted"), n_trials=4)
     assert text_prompts(study) == [0, 0, 0, 0]
 
 
@@ -145,7 +156,6 @@ def test_the_best_text_prompts_are_kept(store: Store) -> None:
 
 def test_a_stage_beside_the_one_that_trains_it_reads_plain_texts(store: Store) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    objective = two_sided(store)
     first, seen = study.ask(), []
 
     def meanwhile(trial: optuna.trial.BaseTrial, evaluation: object) -> None:
@@ -154,7 +164,7 @@ def test_a_stage_beside_the_one_that_trains_it_reads_plain_texts(store: Store) -
             seen.append(other.number)
             study.tell(other, objective(other))
 
-    objective._observe = meanwhile  # type: ignore[assignment]
+    objective = two_sided(store, observe=meanwhile)
     study.tell(first, objective(first))
     study.optimize(objective, n_trials=2)
     assert text_prompts(study) == [0, None, 0, None]

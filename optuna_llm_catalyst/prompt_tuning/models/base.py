@@ -105,18 +105,20 @@ class Metrics:
         loss: Mean cross entropy of each prompt, in nats.
         accuracy: Accuracy of each prompt, in [0, 1].
         predictions: Predicted label indices, of shape ``(P, n)``, on the CPU.
+        log_probs: Log-probabilities of the labels, of shape ``(P, n, C)``, on the CPU.
     """
 
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
     predictions: Tensor
+    log_probs: Tensor
 
 
 @torch.inference_mode()
 def evaluate(model: TaskModel, prompt: Prompt, split: Split) -> Metrics:
     """Evaluates ``P`` prompts on a split, without gradients."""
-    log_probs = model.log_probs(prompt, split)  # (P, n, C)
-    predictions = log_probs.argmax(-1).cpu()
-    accuracy = (predictions == split.labels.cpu()).double().mean(-1)
-    loss = losses(log_probs, split.labels)
-    return Metrics(tuple(loss.tolist()), tuple(accuracy.tolist()), predictions)
+    log_probs, labels = model.log_probs(prompt, split).cpu(), split.labels.cpu()  # (P, n, C)
+    predictions = log_probs.argmax(-1)
+    accuracy = (predictions == labels).double().mean(-1)
+    loss = losses(log_probs, labels)
+    return Metrics(tuple(loss.tolist()), tuple(accuracy.tolist()), predictions, log_probs)

@@ -8,6 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
+from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -22,6 +25,7 @@ class Evaluation:
         prompt: A copy of the prompt and its head, with ``P = 1``.
         loss: Validation loss in nats.
         accuracy: Validation accuracy in [0, 1].
+        value: Its value on the validation split by the run's metric.
         predictions: Predicted label indices of the validation examples, of shape ``(n,)``; None
             if the stage does not know them.
     """
@@ -30,6 +34,7 @@ class Evaluation:
     prompt: Prompt
     loss: float
     accuracy: float
+    value: float
     predictions: Tensor | None = None
 
 
@@ -52,6 +57,7 @@ class Run:
         validation: What evaluations are made on.
         seed: Seed of everything random, such as the batches' order.
         observe: Called at each evaluation, the first before training.
+        metric: By what evaluations are compared.
     """
 
     model: TaskModel
@@ -60,6 +66,24 @@ class Run:
     validation: Split
     seed: int = 0
     observe: Observer = _go_on
+    metric: Metric = LOSS
+
+    def evaluate(self, prompt: Prompt, step: int) -> Evaluation:
+        """Evaluates a copy of a prompt (``P = 1``) on the validation split."""
+        copy = prompt.map(lambda tensor: tensor.detach().clone())
+        found = evaluate(self.model, copy, self.validation)
+        value = self.metric.value(self.validation.labels, found.log_probs[0])
+        return Evaluation(
+            step, copy, found.loss[0], found.accuracy[0], value, found.predictions[0]
+        )
+
+    def is_better(self, one: Evaluation, other: Evaluation | None) -> bool:
+        """Whether an evaluation is better than another, by the metric and then by the loss.
+
+        What is not a number is never better, and any evaluation is better than none.
+        """
+        rank = self.metric.rank
+        return other is None or rank(one.value, one.loss) < rank(other.value, other.loss)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +91,8 @@ class StageResult:
     """What a stage came to.
 
     Attributes:
-        best: The evaluation of the lowest validation loss: a stage accepts only what improved,
-            so this is the start itself if training made it worse.
+        best: The best evaluation by the run's metric: a stage accepts only what improved, so
+            this is the start itself if training made it worse.
         spent: What of the budget was really spent.
         stopped: Whether the observer stopped the stage.
     """

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import check_at_least
-from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
@@ -85,14 +84,14 @@ class GradientStage:
         n_worse = 0
         for step in range(self.n_steps + 1):
             if step % self.eval_every == 0 or step == self.n_steps:
-                now = _evaluate(run, prompt, step)
-                # A loss that is not a number is never the best, and never becomes one again.
-                if best is None or now.loss < best.loss:
+                now = run.evaluate(prompt, step)
+                if run.is_better(now, best):
                     best, n_worse = now, 0
                 else:
                     n_worse += 1
                 stopped = run.observe(now)
                 is_over = step == self.n_steps or n_worse == self.patience
+                # A loss that is not a number never becomes one again.
                 if stopped or is_over or not math.isfinite(now.loss):
                     break
             batch = train.select(next(batches))
@@ -150,9 +149,3 @@ def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iter
 def _trainable(tensor: Tensor) -> Tensor:
     # In float32 whatever the model's precision is: small steps vanish in half precision.
     return tensor.detach().to(torch.float32, copy=True).requires_grad_()
-
-
-def _evaluate(run: Run, prompt: Prompt, step: int) -> Evaluation:
-    copy = prompt.map(lambda tensor: tensor.detach().clone())
-    metrics = evaluate(run.model, copy, run.validation)
-    return Evaluation(step, copy, metrics.loss[0], metrics.accuracy[0], metrics.predictions[0])
