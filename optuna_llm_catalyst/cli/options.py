@@ -210,7 +210,7 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     )
     later_texts: Literal["plain", "turns", "prompted"] = option(
         "plain",
-        "What later stages read: plain texts, prompted ones (under kept prompts), or both in turns.",
+        "What later stages read: plain texts, ones under kept text prompts, or both in turns.",
     )
     text_steps: int | None = count(None, "Steps of a stage with a text prompt. Default: --steps.")
     text_lr: float = rate("Learning rate of a text prompt.")

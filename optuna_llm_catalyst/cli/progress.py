@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-import shlex
 import shutil
 import sys
 import tempfile
@@ -23,7 +22,6 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
-from optuna_llm_catalyst.prompt_tuning.metrics import TestScore
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
 
@@ -123,58 +121,3 @@ def _written(objective: PromptTuningObjective, place: Path) -> list[Path]:
         except CheckpointError:
             shutil.rmtree(folder, ignore_errors=True)
     return []
-
-
-def print_results(
-    study: optuna.Study, objective: PromptTuningObjective, options: TuneOptions, *, resumed: bool
-) -> None:
-    """Prints the study's stages, and tests the chosen and the first one."""
-    rows = report.stage_rows(study)
-    # The first complete stage is what prompt tuning without restarts comes to.
-    first = next((row for row in rows if row.state == "complete"), None)
-    stages = {"chosen": report.chosen(rows), "first": first}
-    numbers = {name: row.number for name, row in stages.items() if row}
-    tested = {n: _test(study, objective, i) for n, i in numbers.items() if objective.task.test}
-
-    parts = report.stages(rows)
-    if "chosen" in numbers:
-        parts.append(f"Chosen by validation {options.metric}: stage {numbers['chosen']}.")
-    for name, score in tested.items():
-        if score is not None:
-            parts.append(
-                f"  test accuracy of the {name} stage ({numbers[name]}): {score.accuracy:.1%} "
-                f"on {score.n_examples} examples, {_other_than_accuracy(options.metric, score)}"
-            )
-    parts.append(f"Next: {_dashboard_command(options.storage, options.artifacts)}")
-    document = {
-        **report.document(study, rows),
-        "metric": options.metric,
-        "storage": options.storage,
-        "resumed": resumed,
-        "first": numbers.get("first"),
-        "test": tested,
-    }
-    output.report(document, parts, as_json=options.json)
-
-
-def _other_than_accuracy(metric: str, score: TestScore) -> str:
-    name, value = ("loss", score.loss) if metric == "accuracy" else (metric, score.value)
-    return f"{name} {value:.3f}"
-
-
-def _test(study: optuna.Study, objective: PromptTuningObjective, number: int) -> TestScore | None:
-    try:
-        return objective.test(objective.prompts.load(study, number))
-    except CheckpointError as error:
-        output.say(f"warning: no test score of stage {number}: {error}")
-        return None
-
-
-def _dashboard_command(storage: str, artifacts: Path) -> str:
-    """A line that works when it is copied: an environment need not be active."""
-    program = Path(sys.executable).with_name("optuna-dashboard")
-    if not program.exists():
-        program = Path("optuna-dashboard")
-    elif program.is_relative_to(Path.cwd()):
-        program = program.relative_to(Path.cwd())
-    return shlex.join([str(program), storage, "--artifact-dir", str(artifacts)])

@@ -24,8 +24,8 @@ from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import sections_of
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.progress import keep_unsaved
-from optuna_llm_catalyst.cli.progress import print_results
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.cli.results import print_results
 from optuna_llm_catalyst.cli.run_stages import run_stages
 from optuna_llm_catalyst.cli.task import load_task
 from optuna_llm_catalyst.exceptions import CheckpointError

@@ -9,6 +9,7 @@ import optuna
 import torch
 from torch import Tensor
 
+from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import baselines
 from optuna_llm_catalyst.prompt_tuning import ensemble
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
@@ -17,6 +18,8 @@ from optuna_llm_catalyst.prompt_tuning.stage_plan import placed
 
 if TYPE_CHECKING:
     from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
+
+_logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 FIRST = "first stage"
 CHOSEN = "chosen stage"
@@ -45,7 +48,7 @@ def measure(objective: PromptTuningObjective, study: optuna.Study) -> Product:
 
     The rows are, where the model has them: the class names alone, a linear probe, a probe pulled
     towards the class names, the first stage, the stage chosen by the study's value, the ensemble
-    of all complete stages, and this ensemble fitted.
+    of all complete stages, and this ensemble fitted. A stage that cannot be loaded has no row.
 
     Raises:
         CheckpointError: If no stage is complete, or none has a prompt that can be loaded.
@@ -73,7 +76,11 @@ def _stages(objective: PromptTuningObjective, study: optuna.Study) -> dict[str, 
     first = ensemble.member_trials(study)[0].number
     found = {}
     for name, number in {FIRST: first, CHOSEN: study.best_trial.number}.items():
-        trained = placed(objective.prompts.load(study, number), objective.model)
+        try:
+            trained = placed(objective.prompts.load(study, number), objective.model)
+        except CheckpointError as error:
+            _logger.warning(f"There is no row of the {name}: {error}")
+            continue
         prompt, split = objective.data.read(trained, "test")
         with torch.inference_mode():
             found[name] = objective.model.log_probs(prompt, split)[0]

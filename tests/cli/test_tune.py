@@ -39,8 +39,10 @@ def test_report(tune: Cli) -> None:
     for trial in study.trials:
         assert trial.user_attrs["prompt"] in result.out
     assert "startup" in result.out
-    assert f"test accuracy of the chosen stage ({study.best_trial.number})" in result.out
-    assert "test accuracy of the first stage (0)" in result.out
+    assert f"Chosen by validation loss: stage {study.best_trial.number}." in result.out
+    for name in ("class names alone", "linear probe", "first stage", "chosen stage", "ensemble"):
+        assert name in result.out
+    assert "the fitted ensemble of 2 stages: export it with `export`" in result.out
     assert f"optuna-dashboard {STORAGE} --artifact-dir llm_catalyst_artifacts" in result.out
     assert "Resuming" not in result.err
 
