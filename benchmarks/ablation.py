@@ -124,6 +124,7 @@ def make_sampler(
     return LLMCatalystSampler(
         objective.space,
         proposer=proposer,
+        startup="random",
         n_startup_trials=args.stages if arm == "random" else args.startup,
         n_candidates=args.candidates,
         screen=objective.score,

@@ -37,6 +37,7 @@ def run(data: Path, seed: int, arm: str, args: argparse.Namespace, folder: Path)
         *("--shots", str(args.shots), "--seed", str(seed)),
         *("--stages", str(stages), "--steps", str(steps)),
         *("--llm", args.llm if arm == "llm" else "mutation"),
+        *("--startup", "random"),
         *("--n-startup-trials", str(args.stages if arm == "random" else 3)),
     ]
     started = time.perf_counter()

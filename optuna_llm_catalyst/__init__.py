@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from optuna_llm_catalyst.exceptions import ProviderError
     from optuna_llm_catalyst.exceptions import StudyMismatchError
     from optuna_llm_catalyst.mistakes import Confusion
+    from optuna_llm_catalyst.mistakes import EnsembleRecord
     from optuna_llm_catalyst.mistakes import MisreadText
     from optuna_llm_catalyst.mistakes import Mistakes
     from optuna_llm_catalyst.prompt_space import PromptSpace
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from optuna_llm_catalyst.providers import OpenAICompatibleProvider
     from optuna_llm_catalyst.providers import ReplayProvider
     from optuna_llm_catalyst.providers import TransformersProvider
+    from optuna_llm_catalyst.records import load_ensemble
     from optuna_llm_catalyst.records import load_mistakes
     from optuna_llm_catalyst.records import load_trajectory
+    from optuna_llm_catalyst.records import record_ensemble
     from optuna_llm_catalyst.records import record_mistakes
     from optuna_llm_catalyst.records import record_trajectory
     from optuna_llm_catalyst.sampler import LLMCatalystSampler
@@ -45,6 +48,7 @@ __all__ = [
     "Confusion",
     "DataError",
     "DriftWord",
+    "EnsembleRecord",
     "InvalidReplyError",
     "LLMCatalystSampler",
     "LLMProposer",
@@ -63,8 +67,10 @@ __all__ = [
     "Trajectory",
     "TrajectoryPoint",
     "TransformersProvider",
+    "load_ensemble",
     "load_mistakes",
     "load_trajectory",
+    "record_ensemble",
     "record_mistakes",
     "record_trajectory",
 ]

@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
@@ -23,11 +25,12 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
-from optuna_llm_catalyst.exceptions import StudyMismatchError
+from optuna_llm_catalyst.mistakes import EnsembleRecord
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.prompt_space import NAME_PREFIX
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
+from optuna_llm_catalyst.study_check import check_trials
 from optuna_llm_catalyst.trajectory import best_swaps
 from optuna_llm_catalyst.trajectory import DriftWord
 from optuna_llm_catalyst.trajectory import Swap
@@ -36,6 +39,8 @@ from optuna_llm_catalyst.trajectory import Trajectory
 
 TokenIds = tuple[int, ...]
 
+#: The ensemble is read off so many of the last stages.
+_MAX_ENSEMBLES = 32
 _UNFINISHED = (TrialState.RUNNING, TrialState.WAITING)
 
 
@@ -56,6 +61,8 @@ class HistoryPoint:
         swaps: Single-word swaps that were measured to help, best first.
         drift: Words towards which the virtual tokens moved, strongest first.
         mistakes: What the trained prompt gets wrong, None if not recorded.
+        params: The trial's parameters beside the prompt's, such as a learning rate.
+        text_prompt: Which prompt stood before the texts, as the stage says; "" if it does not.
     """
 
     prompt: RestartPrompt
@@ -69,6 +76,8 @@ class HistoryPoint:
     swaps: tuple[Swap, ...] = ()
     drift: tuple[DriftWord, ...] = ()
     mistakes: Mistakes | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    text_prompt: str = ""
 
 
 class Outcome(NamedTuple):
@@ -99,6 +108,7 @@ class History:
         outcomes: Finished stages that have a value, refined ones excluded, oldest first.
         proposals: Trials that requested a proposal, oldest first.
         minimize: Whether a lower value is better.
+        ensemble: The largest ensemble that a finished stage has recorded, None if none has.
     """
 
     points: tuple[HistoryPoint, ...] = ()
@@ -109,6 +119,7 @@ class History:
     outcomes: tuple[Outcome, ...] = field(default=(), repr=False)
     proposals: tuple[PastProposal, ...] = ()
     minimize: bool = True
+    ensemble: EnsembleRecord | None = None
 
     @property
     def stages(self) -> tuple[HistoryPoint, ...]:
@@ -133,7 +144,8 @@ def from_study(
     minimize = study.direction == StudyDirection.MINIMIZE
     trials = records.all_trials(study)
     others = [trial for trial in trials if trial.number != exclude]
-    check_trials(space, [trial for trial in trials if trial.state in records.FINISHED][-1:])
+    finished = [trial for trial in trials if trial.state in records.FINISHED]
+    check_trials(space, finished[-1:])
     in_flight = _in_flight([trial for trial in others if trial.state in _UNFINISHED], space)
     tried: list[TokenIds] = []
     stages: list[tuple[FrozenTrial, Outcome]] = []
@@ -163,6 +175,7 @@ def from_study(
             for trial in filter(records.has_own_proposal, others)
         ),
         minimize=minimize,
+        ensemble=_ensemble(finished),
     )
 
 
@@ -179,40 +192,6 @@ def taken_meanwhile(
     trials = (t for t in records.all_trials(study) if t.number != trial.number)
     others = filter(is_meanwhile, trials)
     return frozenset(prompt.token_ids for prompt in _in_flight(others, space))
-
-
-def check_trials(space: PromptSpace, trials: Iterable[FrozenTrial]) -> None:
-    """Checks that trials were made with this tokenizer and this number of virtual tokens.
-
-    Raises:
-        StudyMismatchError: If they were not. The message names the trial and the difference.
-    """
-    for trial in trials:
-        names = [name for name in trial.distributions if name.startswith(NAME_PREFIX)]
-        # A trial that died between two suggestions has some of the names only.
-        if trial.state in records.FINISHED and names and set(names) != set(space.param_names):
-            raise StudyMismatchError(
-                f"Trial {trial.number} has a prompt of {len(names)} virtual tokens, this "
-                f"space {space.num_virtual_tokens}. Use the same number, or a new study name."
-            )
-        sizes = {getattr(trial.distributions[name], "high", -1) + 1 for name in names}
-        other_sizes = sizes - {space.vocab_size}
-        if other_sizes:
-            raise StudyMismatchError(
-                f"Trial {trial.number} was made with a vocabulary of {other_sizes.pop()} "
-                f"tokens, this tokenizer has {space.vocab_size}. Use the model of the study, "
-                "or a new study name."
-            )
-        token_ids = space.find(trial.params)
-        text = records.load(trial, "prompt", str)
-        if token_ids is None or text is None:
-            continue
-        read = space.from_token_ids(token_ids).text
-        if read != text:
-            raise StudyMismatchError(
-                f"Trial {trial.number} started from {text!r}, which this tokenizer reads as "
-                f"{read!r}. Use the model of the study, or a new study name."
-            )
 
 
 def _value(trial: FrozenTrial, minimize: bool) -> float | None:
@@ -235,6 +214,13 @@ def _in_flight(trials: Iterable[FrozenTrial], space: PromptSpace) -> tuple[Resta
         if space.is_prompt(token_ids):
             found[token_ids] = None
     return tuple(space.from_token_ids(token_ids) for token_ids in found)
+
+
+def _ensemble(finished: Sequence[FrozenTrial]) -> EnsembleRecord | None:
+    """The recorded ensemble of most members, of several the latest trial's."""
+    # Workers finish out of order, but none of them far behind the others.
+    recorded = filter(None, map(records.load_ensemble, finished[-_MAX_ENSEMBLES:]))
+    return max(reversed([*recorded]), key=lambda record: record.n_members, default=None)
 
 
 def _top_points(
@@ -278,6 +264,8 @@ def _stage_point(trial: FrozenTrial, outcome: Outcome, space: PromptSpace) -> Hi
         swaps=best_swaps(points),
         drift=best.drift if best else (),
         mistakes=records.load_mistakes(trial),
+        params={k: v for k, v in trial.params.items() if not k.startswith(NAME_PREFIX)},
+        text_prompt=str(trial.user_attrs.get("text_prompt", "")),
     )
 
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 import math
 import time
 from typing import Any
-import zlib
 
 import numpy as np
 import optuna
@@ -23,6 +21,9 @@ from optuna_llm_catalyst import breaker
 from optuna_llm_catalyst import history
 from optuna_llm_catalyst import prefetch
 from optuna_llm_catalyst import records
+from optuna_llm_catalyst.first_starts import FirstStarts
+from optuna_llm_catalyst.first_starts import seed_sequence
+from optuna_llm_catalyst.first_starts import Start
 from optuna_llm_catalyst.prefetch import UnderWay
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
@@ -31,26 +32,22 @@ from optuna_llm_catalyst.proposers import Proposal
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers import Proposer
 from optuna_llm_catalyst.proposers.base import proposal_of
-from optuna_llm_catalyst.proposers.mutation import random_prompt
 from optuna_llm_catalyst.schema import decode
 from optuna_llm_catalyst.schema import SchemaError
 
 
-Screen = Callable[[Sequence[RestartPrompt]], Sequence[float]]
-
-#: A startup prompt gets a second chance after a crash, not a third.
-_MAX_FAILURES = 2
+#: Candidates to values without training. The study is for scores that depend on its stages.
+Screen = Callable[[Sequence[RestartPrompt], optuna.Study], Sequence[float]]
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 
 @dataclass(eq=False)
 class RestartPlanner:
-    """Chooses restart prompts. Its fields are arguments of the sampler."""
+    """Chooses restart prompts. Its fields follow from arguments of the sampler."""
 
     space: PromptSpace
     proposer: Proposer
-    startup_prompts: Sequence[RestartPrompt]
-    n_startup_trials: int
+    first: FirstStarts
     n_candidates: int
     top_k: int
     screen: Screen | None
@@ -73,11 +70,9 @@ class RestartPlanner:
         if known is not None:
             return known
         past = self._read(study, exclude=trial.number)
-        startup = self._startup_prompts_left(past, fixed)
-        if startup or past.n_finished < self.n_startup_trials:
-            spare = self._random(fixed, seed_sequence(self.seed, trial.number, "startup"))
-            ranked, record = [*startup, spare], {"origin": "startup"}
-        else:
+        record: dict[str, Any] = {}
+        ranked = self.first.due(past, trial.number, fixed, n_known=past.n_finished)
+        if not ranked:
             ranked, record = self._propose(study, past, trial, fixed)
         prompt = self._publish(study, trial, ranked, record)
         self._request_next(study, trial.number)
@@ -94,20 +89,27 @@ class RestartPlanner:
         self,
         study: optuna.Study,
         trial: FrozenTrial,
-        ranked: Sequence[RestartPrompt],
+        ranked: Sequence[Start],
         record: Mapping[str, Any],
     ) -> RestartPrompt:
         """Publishes the first of the prompts that no other worker tries, else the last."""
-        records.set_user_attr(study, trial, "origin", record["origin"])
-        for prompt in ranked:
-            chosen = asdict(prompt)
-            del chosen["n_padding"]
+        for prompt, origin in ranked:
+            records.set_user_attr(study, trial, "origin", origin)
+            chosen = {"origin": origin, **self._row(prompt)}
             records.save_proposal(study, trial, {**record, **chosen})
             # Another worker may have published the same prompt since the history was read. As
             # everyone publishes first and looks then, at least one of the two sees it and yields.
             if prompt.token_ids not in history.taken_meanwhile(study, self.space, trial):
                 return prompt
-        return ranked[-1]
+        return ranked[-1][0]
+
+    def _row(self, prompt: RestartPrompt) -> dict[str, Any]:
+        """A prompt in a record; its text is for people, who need no padding."""
+        return {
+            "text": self.space.without_padding(prompt),
+            "token_ids": prompt.token_ids,
+            "n_truncated": prompt.n_truncated,
+        }
 
     def _read(self, study: optuna.Study, *, exclude: int | None = None) -> history.History:
         return history.from_study(study, self.space, top_k=self.top_k, exclude=exclude)
@@ -122,60 +124,51 @@ class RestartPlanner:
             self.space, past, self.n_candidates, int(seed), number, fixed, screened
         )
 
-    def _startup_prompts_left(
-        self, past: history.History, fixed: Mapping[int, int]
-    ) -> list[RestartPrompt]:
-        """The startup prompts, with the fixed tokens, that nobody tried or tries."""
-        untried = [p for p in self.startup_prompts if p.token_ids not in past.tried]
-        prompts = [self.space.with_tokens(prompt, fixed) for prompt in untried]
-        return [
-            prompt
-            for prompt in prompts
-            if prompt.token_ids not in past.tried
-            and past.failures.get(prompt.token_ids, 0) < _MAX_FAILURES
-        ]
-
-    def _random(self, fixed: Mapping[int, int], seed: Any) -> RestartPrompt:
-        prompt = random_prompt(self.space, np.random.default_rng(seed))
-        return self.space.with_tokens(prompt, fixed)
-
     def _propose(
         self,
         study: optuna.Study,
         past: history.History,
         trial: FrozenTrial,
         fixed: Mapping[int, int],
-    ) -> tuple[list[RestartPrompt], dict[str, Any]]:
-        """Prompts to restart from, the preferred one first, and the trial's record."""
+    ) -> tuple[list[Start], dict[str, Any]]:
+        """What to restart from, the preferred start first, and the trial's record."""
         request = self._request(past, trial.number, "propose", fixed)
         record: dict[str, Any] = {"failure": None}
         if isinstance(self.proposer, MutationProposer):
-            proposal = _fresh(proposal_of(self.proposer, request), past)
+            # Before the first stage has a value there is nothing to mutate.
+            mutated = proposal_of(self.proposer, request) if past.points else None
+            proposal = _fresh(mutated, past) if mutated else self._other(request)
         elif breaker.is_open(self._counted(past), trial.number):
             record["breaker"] = "open"
-            proposal = _fresh(proposal_of(MutationProposer(), request), past)
+            proposal = self._other(request)
         else:
             proposal, record = self._request_proposal(study, trial, request)
         # In a tiny vocabulary every prompt near the best may have been tried.
-        spare = self._random(fixed, request.seed)
+        spare = self.first.random(trial.number, fixed)
         prompts = proposal.prompts or (spare,)
-        scores = self._scores(prompts)
+        scores = self._scores(prompts, study)
         sign = 1.0 if past.minimize else -1.0
         ranks = [math.inf if score is None else sign * score for score in scores]
-        ranked = [prompts[i] for i in np.argsort(ranks, kind="stable")]
-        _logger.info(f"Trial {trial.number} restarts from {ranked[0].text!r} ({proposal.origin}).")
+        ranked = [(prompts[i], proposal.origin) for i in np.argsort(ranks, kind="stable")]
+        _logger.info(
+            f"Trial {trial.number} restarts from {self.space.without_padding(ranked[0][0])!r} "
+            f"({proposal.origin})."
+        )
         candidates = [
-            {**asdict(prompt), "score": score}
+            {**self._row(prompt), "score": score}
             for prompt, score in zip(prompts, scores, strict=True)
         ]
         # The details come first: they are from someone else's code.
-        chosen = {"origin": proposal.origin, "candidates": candidates}
-        return [*ranked, spare], {**proposal.details, **record, **chosen}
+        return [*ranked, (spare, "startup")], {
+            **proposal.details,
+            **record,
+            "candidates": candidates,
+        }
 
     def _request_proposal(
         self, study: optuna.Study, trial: FrozenTrial, request: ProposalRequest
     ) -> tuple[Proposal, dict[str, Any]]:
-        """The proposer's proposal, or a mutation; and what the trial's record says of it."""
+        """The proposer's proposal, or another one; and what the trial's record says of it."""
         started = time.perf_counter()
         # Before the mark, by which others see that this trial needs no prefetched proposal.
         prefetched = prefetch.take(self.under_way, study, trial, request.fixed)
@@ -191,11 +184,20 @@ class RestartPlanner:
             failure = f"all {len(proposal.prompts)} candidates were tried before"
         records.mark_proposal_ended(study, trial, succeeded=failure is None)
         change = breaker.transition(self._counted(request.history), failed=failure is not None)
-        _warn(trial.number, failure, change)
         if failure is not None:
-            mutated = _fresh(proposal_of(MutationProposer(), request), request.history)
-            fresh = replace(mutated, details=proposal.details)
+            fresh = replace(self._other(request), details=proposal.details)
+        _warn(trial.number, failure, change, fresh.origin)
         return fresh, {"failure": failure, "breaker": change, "waited_seconds": waited}
+
+    def _other(self, request: ProposalRequest) -> Proposal:
+        """What takes the place of a proposal: templates, then mutations; words if need be."""
+        past, number, fixed = request.history, request.trial_number, request.fixed
+        templates = self.first.templates_left(past, number, fixed)[: request.n_candidates]
+        if templates:
+            return Proposal(tuple(templates), "template", {"proposer": "template"})
+        if not past.points:
+            return Proposal((self.first.random(number, fixed),), "startup")
+        return _fresh(proposal_of(MutationProposer(), request), past)
 
     def _counted(self, past: history.History) -> Sequence[history.PastProposal]:
         """The past proposals that count for the breaker."""
@@ -211,18 +213,18 @@ class RestartPlanner:
         def work_of(new: int) -> Callable[[], Proposal] | None:
             past = self._read(study)
             n_known = past.n_finished + len(past.in_flight)
-            is_startup = self._startup_prompts_left(past, fixed) or n_known < self.n_startup_trials
-            if is_startup or breaker.is_open(self._counted(past), new):
+            is_first = self.first.due(past, new, fixed, n_known=n_known)
+            if is_first or breaker.is_open(self._counted(past), new):
                 return None
             request = self._request(past, new, "prefetch", fixed)
             return lambda: proposal_of(self.proposer, request)
 
         prefetch.start(self.under_way, study, fixed, work_of)
 
-    def _scores(self, prompts: Sequence[RestartPrompt]) -> list[float | None]:
+    def _scores(self, prompts: Sequence[RestartPrompt], study: optuna.Study) -> list[float | None]:
         if self.screen is None:
             return [None] * len(prompts)
-        scores = [float(score) for score in self.screen(prompts)]
+        scores = [float(score) for score in self.screen(prompts, study)]
         if len(scores) != len(prompts):
             raise ValueError(
                 f"`screen` must return one value a candidate: got {len(scores)} for "
@@ -231,21 +233,19 @@ class RestartPlanner:
         return [score if math.isfinite(score) else None for score in scores]
 
 
-def seed_sequence(seed: int | None, trial_number: int, purpose: str) -> np.random.SeedSequence:
-    """The seeds of one trial for one purpose; with ``seed`` None fresh ones each time."""
-    if seed is None:
-        return np.random.SeedSequence()
-    return np.random.SeedSequence([seed, trial_number, zlib.crc32(purpose.encode())])
+def described(origin: str) -> str:
+    """What a stage of an origin starts from, in words."""
+    return "random words" if origin == "startup" else f"a {origin}"
 
 
-def _warn(trial_number: int, failure: str | None, transition: str) -> None:
+def _warn(trial_number: int, failure: str | None, transition: str, origin: str) -> None:
     """One warning a failure until the breaker opens, one when it does and one when it closes."""
     if failure and transition != "still open":
-        _logger.warning(f"Trial {trial_number} restarts from a mutation: {failure}.")
+        _logger.warning(f"Trial {trial_number} restarts from {described(origin)}: {failure}.")
     if transition == "opened":
         _logger.warning(
-            f"The proposer failed {breaker.THRESHOLD} times in a row: restarts come from "
-            "mutation, and it is tried again now and then only."
+            f"The proposer failed {breaker.THRESHOLD} times in a row: stages start without it, "
+            "and it is tried again now and then only."
         )
     if transition == "closed":
         _logger.warning(f"Trial {trial_number}: the proposer works again.")

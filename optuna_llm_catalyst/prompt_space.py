@@ -114,8 +114,8 @@ class PromptSpace:
     def suggest(self, trial: BaseTrial) -> RestartPrompt:
         """Suggests the restart prompt of a trial and sets its user attribute ``prompt``.
 
-        An attribute of this name that the user set stays. A trial of which all tokens were
-        enqueued also gets ``origin``: ``enqueued``.
+        The attribute is the prompt's text without padding; one of this name that the user set
+        stays. A trial of which all tokens were enqueued also gets ``origin``: ``enqueued``.
 
         Raises:
             ValueError: If a token id that was enqueued or fixed is outside the space.
@@ -126,8 +126,11 @@ class PromptSpace:
         records.see_user_attrs(trial)
         # Users set user attributes of their own: the study is checked by a copy.
         known, shown = records.load(trial, "prompt", str), trial.user_attrs.get("prompt")
-        if shown != prompt.text and shown in (None, known):
-            trial.set_user_attr("prompt", prompt.text)
+        text = self.without_padding(prompt)
+        # Ours is what an earlier suggestion recorded, with or without its padding.
+        is_ours = isinstance(shown, str) and known is not None and known.startswith(shown)
+        if shown != text and (shown is None or is_ours):
+            trial.set_user_attr("prompt", text)
         if known != prompt.text:
             records.save(trial, "prompt", prompt.text)
         if "origin" not in trial.user_attrs and self.find(records.enqueued_params(trial)):
@@ -145,7 +148,7 @@ class PromptSpace:
         prompt = self.from_text(text, warn=True)
         study.enqueue_trial(
             {**self.to_params(prompt), **params},
-            user_attrs={"prompt": prompt.text, "origin": "enqueued"},
+            user_attrs={"prompt": self.without_padding(prompt), "origin": "enqueued"},
         )
         return prompt
 

@@ -97,11 +97,6 @@ def load_ensemble(trial: BaseTrial) -> EnsembleRecord | None:
     return load(trial, "ensemble", EnsembleRecord)
 
 
-def record_text_prompt(trial: BaseTrial, text: str) -> None:
-    """Leaves on a trial the words that stood before the texts while its stage was trained."""
-    save(trial, "text_prompt", text)
-
-
 def save(trial: BaseTrial, name: str, payload: Any) -> None:
     """Saves a record on a running trial, or on one that lives in no storage."""
     if isinstance(trial, Trial):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import copy
 from typing import Any
+from typing import Literal
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -15,17 +16,20 @@ from optuna.trial import TrialState
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import check_at_least
+from optuna_llm_catalyst.first_starts import FirstStarts
+from optuna_llm_catalyst.first_starts import seed_sequence
 from optuna_llm_catalyst.planner import RestartPlanner
 from optuna_llm_catalyst.planner import Screen
-from optuna_llm_catalyst.planner import seed_sequence
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.proposers import LLMProposer
 from optuna_llm_catalyst.proposers import MutationProposer
 from optuna_llm_catalyst.proposers import Proposer
+from optuna_llm_catalyst.proposers.templates import fill
 from optuna_llm_catalyst.providers import Provider
 
 
-_DEFAULT_N_STARTUP_TRIALS = 3
+#: Without an LLM: starts that differ are what an ensemble of stages gains by.
+_N_STARTUP_TRIALS = 8
 
 
 class LLMCatalystSampler(BaseSampler):
@@ -34,23 +38,28 @@ class LLMCatalystSampler(BaseSampler):
     Each trial is one stage of gradient descent (arXiv 2405.19732). The sampler reads the study's
     history, requests candidates of a proposer, drops those already tried, screens the rest and
     starts from the best. It holds configuration only: everything it learns is in the study.
-    When the LLM fails in any way, the candidates come from mutation and the trial's record says
-    why; the study goes on.
+    When the LLM fails in any way, the candidates are templates that name the task, or mutations,
+    and the trial's record says why; the study goes on.
 
     Args:
         space: The space of prompts. Without one the sampler only passes parameters on to
             ``independent_sampler``.
         llm: The LLM that proposes. Without one, and without ``proposer``, prompts are mutated.
-        task_description: What the frozen model shall do, in a sentence; the LLM is told.
-        proposer: A proposer of your own in place of ``llm`` and ``task_description``.
-        n_startup_trials: Stages before the first proposal. Those beyond the startup prompts
-            start from random words. Default: as many as there are startup prompts, or 3.
+        task_description: What the frozen model shall do, in a sentence. The LLM is told, and
+            templates are filled with its words. Default: that of an ``LLMProposer``.
+        labels: The names of the labels, for the same uses. Default: those of an ``LLMProposer``.
+        proposer: A proposer of your own in place of ``llm``.
+        startup: What stages start from where there is no proposal: ``task`` for templates that
+            name the task, such as "this question is about", or random words where nothing is
+            known of it; ``random`` for random words.
+        n_startup_trials: Stages before the first proposal or mutation, the startup prompts' ones
+            included. Default: 0 with an LLM, which proposes from the task alone then, else 8.
         startup_prompts: Texts of the first stages. All of them are tried, in their order.
         n_candidates: How many prompts are requested of the proposer.
         top_k: How many prompts of the history it is shown.
-        screen: A function from candidates to values without training, in the units and direction
-            of the study, such as ``PromptTuningObjective.score``. Without one the proposer's
-            first candidate is taken.
+        screen: A function from candidates and the study to values without training, in the units
+            and direction of the study, such as ``PromptTuningObjective.score``. Without one the
+            proposer's first candidate is taken.
         independent_sampler: Samples every parameter that is not the prompt, jointly if it can.
             Default: :class:`optuna.samplers.TPESampler`, seeded per trial.
         prefetch: Request the next restart while a stage trains, so that the LLM's time costs
@@ -78,7 +87,9 @@ class LLMCatalystSampler(BaseSampler):
         llm: Provider | None = None,
         *,
         task_description: str = "",
+        labels: Sequence[str] = (),
         proposer: Proposer | None = None,
+        startup: Literal["task", "random"] = "task",
         n_startup_trials: int | None = None,
         startup_prompts: Sequence[str] = (),
         n_candidates: int = 4,
@@ -91,15 +102,23 @@ class LLMCatalystSampler(BaseSampler):
     ) -> None:
         if llm is not None and proposer is not None:
             raise ValueError("Give `llm` or `proposer`, not both.")
-        if isinstance(startup_prompts, str):
-            raise ValueError("`startup_prompts` must be a list of texts, got a single text.")
-        if n_startup_trials is None:
-            n_startup_trials = len(startup_prompts) or _DEFAULT_N_STARTUP_TRIALS
-        check_at_least(max(1, len(startup_prompts)), n_startup_trials=n_startup_trials)
+        for name, texts in (("startup_prompts", startup_prompts), ("labels", labels)):
+            if isinstance(texts, str):
+                raise ValueError(f"`{name}` must be a list of texts, got a single text.")
+        if startup not in ("task", "random"):
+            raise ValueError(f"`startup` must be 'task' or 'random', got {startup!r}.")
         check_at_least(1, n_candidates=n_candidates, top_k=top_k)
-        check_at_least(0, ignore_failures_before=ignore_failures_before, seed=seed)
+        check_at_least(0, n_startup_trials=n_startup_trials, seed=seed)
+        check_at_least(0, ignore_failures_before=ignore_failures_before)
         if proposer is None:
-            proposer = LLMProposer(llm, task_description) if llm else MutationProposer()
+            told = LLMProposer(llm, task_description, labels=labels) if llm else None
+            proposer = told or MutationProposer()
+        if n_startup_trials is None:
+            mutates = isinstance(proposer, MutationProposer)
+            n_startup_trials = _N_STARTUP_TRIALS if mutates else 0
+        if isinstance(proposer, LLMProposer):
+            task_description = task_description or proposer.options.task_description
+            labels = labels or proposer.options.labels
         self._planner: RestartPlanner | None = None
         self._prompt_params: dict[str, BaseDistribution] = {}
         if space is not None:
@@ -107,8 +126,13 @@ class LLMCatalystSampler(BaseSampler):
             self._planner = RestartPlanner(
                 space=space,
                 proposer=proposer,
-                startup_prompts=[space.from_text(text, warn=True) for text in startup_prompts],
-                n_startup_trials=n_startup_trials,
+                first=FirstStarts(
+                    space,
+                    [space.from_text(text, warn=True) for text in startup_prompts],
+                    fill(space, task_description, labels) if startup == "task" else (),
+                    n_startup_trials,
+                    seed,
+                ),
                 n_candidates=n_candidates,
                 top_k=top_k,
                 screen=screen,

@@ -25,7 +25,6 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import breaker
-from optuna_llm_catalyst import history
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import OllamaProvider
@@ -35,6 +34,7 @@ from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.cli.export import reply_rows
 from optuna_llm_catalyst.proposers import llm
 from optuna_llm_catalyst.providers import retrying
+from optuna_llm_catalyst.study_check import check_trials
 from tests.conftest import logged
 from tests.conftest import sqlite_storage
 from tests.ollama_server import Fault
@@ -248,11 +248,11 @@ def check_finished(study: optuna.Study, n_trials: int, space: PromptSpace = SPAC
     """Checks what must hold whatever the server did."""
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * n_trials
     for trial in study.trials:
-        assert space.decode(trial).text == trial.user_attrs["prompt"]
+        assert space.without_padding(space.decode(trial)) == trial.user_attrs["prompt"]
         assert trial.user_attrs["prompt"].isprintable()
         assert trial.user_attrs["origin"] in ("startup", "llm", "mutation")
     assert len({trial.user_attrs["prompt"] for trial in study.trials}) == n_trials
-    history.check_trials(space, study.trials)
+    check_trials(space, study.trials)
 
 
 def run_case(
@@ -597,7 +597,7 @@ def test_a_server_that_always_fails_costs_probes_only(
 
 
 def test_an_llm_that_always_fails_is_pure_mutation() -> None:
-    mutating = LLMCatalystSampler(SPACE, startup_prompts=[STARTUP], seed=3)
+    mutating = LLMCatalystSampler(SPACE, startup_prompts=[STARTUP], n_startup_trials=0, seed=3)
     alone = optuna.create_study(sampler=mutating, pruner=optuna.pruners.NopPruner())
     alone.optimize(ToyObjective(SPACE), n_trials=12)
     with OllamaServer(lambda _: Fault(400)) as server:

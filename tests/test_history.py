@@ -14,7 +14,9 @@ from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import DriftWord
+from optuna_llm_catalyst import EnsembleRecord
 from optuna_llm_catalyst import history
+from optuna_llm_catalyst import record_ensemble
 from optuna_llm_catalyst import record_trajectory
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst import StudyMismatchError
@@ -255,6 +257,57 @@ def test_a_prompt_that_was_cut_says_so(text: str, n_truncated: int) -> None:
     (told,) = history.from_study(study, SPACE, top_k=1).points
     assert told.prompt.text == "calm answer"
     assert told.prompt.n_truncated == n_truncated
+
+
+def test_other_parameters_and_the_text_prompt_are_told_with_the_prompt() -> None:
+    study = optuna.create_study()
+    SPACE.enqueue(study, "calm answer")
+    trial = study.ask()
+    SPACE.suggest(trial)
+    rate = trial.suggest_float("lr", 0.1, 0.2)
+    trial.suggest_categorical("optimizer", ["sgd"])
+    trial.set_user_attr("text_prompt", "of stage 3")
+    study.tell(trial, 0.5)
+    (told,) = history.from_study(study, SPACE, top_k=1).points
+    assert told.params == {"lr": rate, "optimizer": "sgd"}
+    assert told.text_prompt == "of stage 3"
+
+
+ENSEMBLES = st.lists(
+    st.tuples(
+        st.integers(0, 4) | st.none(),
+        st.sampled_from([*FINISHED, TrialState.FAIL, TrialState.RUNNING]),
+    ),
+    max_size=12,
+)
+
+
+@given(ensembles=ENSEMBLES)
+def test_the_largest_and_latest_ensemble_of_a_finished_stage_is_told(
+    ensembles: list[tuple[int | None, TrialState]],
+) -> None:
+    study = optuna.create_study()
+    known = []
+    for number, (n_members, state) in enumerate(ensembles):
+        trial = add(study, WORDS[number + 1], None, state=TrialState.RUNNING)
+        record = EnsembleRecord(n_members or 0, 0.5, number / 100, Mistakes())
+        if n_members is not None:
+            record_ensemble(trial, record)
+        if state != TrialState.RUNNING:
+            study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
+        if n_members is not None and state in FINISHED:
+            known.append((n_members, number, record))
+    expected = max(known)[2] if known else None
+    assert history.from_study(study, SPACE, top_k=1).ensemble == expected
+
+
+def test_an_ensemble_that_cannot_be_read_is_passed_over() -> None:
+    study = optuna.create_study()
+    for payload in (EnsembleRecord(2, 0.5, 0.75).to_json(), {"n_members": "many"}):
+        trial = add(study, WORDS[len(study.trials) + 1], None, state=TrialState.RUNNING)
+        records.save(trial, "ensemble", payload)
+        study.tell(trial, 0.5)
+    assert history.from_study(study, SPACE, top_k=1).ensemble == EnsembleRecord(2, 0.5, 0.75)
 
 
 def test_a_stage_that_recorded_nothing_is_told_all_the_same() -> None:

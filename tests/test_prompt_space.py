@@ -16,7 +16,7 @@ import pytest
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst import StudyMismatchError
-from optuna_llm_catalyst.history import check_trials
+from optuna_llm_catalyst.study_check import check_trials
 from tests.tokenizer_zoo import plain_ids
 from tests.tokenizer_zoo import saved
 from tests.tokenizer_zoo import SPECIAL
@@ -161,6 +161,44 @@ def test_suggesting_works_on_any_kind_of_trial(kind: str) -> None:
     assert prompt.text == "calm answer quick"
     assert trial.user_attrs["prompt"] == prompt.text
     assert space.decode(trial) == prompt
+
+
+def test_padding_is_not_shown() -> None:
+    space = word_space(5)
+    study = optuna.create_study()
+    space.enqueue(study, "calm answer")
+    study.enqueue_trial(space.to_params(space.from_text("calm a quick")))
+    study.enqueue_trial(space.to_params(space.from_text("a a a a a")))
+    shown = []
+    for _ in range(3):
+        trial = study.ask()
+        prompt = space.suggest(trial)
+        assert space.suggest(trial) == prompt
+        shown.append(trial.user_attrs["prompt"])
+        study.tell(trial, 0.5)
+    assert shown == ["calm answer", "calm a quick", "a a a a a"]
+    check_trials(space, study.trials)
+
+
+def test_the_shown_prompt_follows_a_trial_that_is_run_again_with_another() -> None:
+    space = word_space(5)
+    study = optuna.create_study()
+    space.enqueue(study, "calm answer")
+    space.suggest(study.ask())
+    copied = study.trials[0]
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            user_attrs=copied.user_attrs,
+            system_attrs={
+                **copied.system_attrs,
+                "fixed_params": space.to_params(space.from_text("silver river")),
+            },
+        )
+    )
+    trial = study.ask()
+    space.suggest(trial)
+    assert trial.user_attrs["prompt"] == "silver river"
 
 
 def test_a_users_own_prompt_attribute_stays() -> None:

@@ -40,8 +40,7 @@ def test_the_example_of_the_objective_runs(
 
     study = optuna.load_study(study_name="trec", storage="sqlite:///catalyst.db")
     assert [trial.user_attrs["origin"] for trial in study.trials] == [
-        *["startup"] * 3,
-        "mutation",
+        *["template"] * 4,
         "refine",
     ]
     assert "accuracy=" in capsys.readouterr().out

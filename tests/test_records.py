@@ -17,12 +17,15 @@ import pytest
 
 from optuna_llm_catalyst import history
 from optuna_llm_catalyst import LLMCatalystSampler
+from optuna_llm_catalyst import load_ensemble
 from optuna_llm_catalyst import load_trajectory
+from optuna_llm_catalyst import record_ensemble
 from optuna_llm_catalyst import record_trajectory
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst import StudyMismatchError
 from optuna_llm_catalyst import Trajectory
 from optuna_llm_catalyst import TrajectoryPoint
+from optuna_llm_catalyst.mistakes import EnsembleRecord
 from optuna_llm_catalyst.mistakes import Mistakes
 from tests.conftest import logged
 from tests.toy_stage import ToyObjective
@@ -217,6 +220,24 @@ def test_mistakes_are_left_on_any_kind_of_trial(
     assert load_trajectory(trial) is None
 
 
+def test_an_ensemble_survives_in_every_storage(storage: BaseStorage) -> None:
+    study = optuna.create_study(storage=storage)
+    ensembles = [EnsembleRecord(3, 0.5, 0.25, MISTAKES), EnsembleRecord(1, 0.1, 1.0)]
+    for ensemble in ensembles:
+        trial = study.ask()
+        assert load_ensemble(trial) is None
+        record_ensemble(trial, ensemble)
+        study.tell(trial, 1.0)
+    assert [load_ensemble(trial) for trial in study.trials] == ensembles
+
+
+def test_a_loss_that_is_no_number_is_kept_as_that() -> None:
+    trial = optuna.create_study().ask()
+    record_ensemble(trial, EnsembleRecord(1, float("nan"), 0.5))
+    kept = load_ensemble(trial)
+    assert kept is not None and kept.loss != kept.loss
+
+
 def test_mistakes_survive_in_every_storage(storage: BaseStorage) -> None:
     study = optuna.create_study(storage=storage)
     trial = study.ask()
@@ -342,6 +363,8 @@ ATTACKS: dict[str, tuple[str, Any]] = {
     "loss is a text": ("trajectory", {"points": [{"step": 0, "words": [], "loss": "low"}]}),
     "points is null": ("trajectory", {"points": None}),
     "count is a text": ("mistakes", {"confusions": [["a", "b", "1", 2]]}),
+    "ensemble has no accuracy": ("ensemble", {"n_members": 1, "loss": 0.5}),
+    "ensemble of a text": ("ensemble", {"n_members": "1", "loss": 0.5, "accuracy": 1}),
     "proposal is a list": ("proposal", [1, 2, 3]),
     "proposal is null": ("proposal", None),
     "published prompt out of range": ("proposal", {"token_ids": [1, 2, 10**6]}),
@@ -391,6 +414,8 @@ UNREADABLE = [
     ("trajectory", Trajectory, {"points": [{"step": 1, "words": "ab", "loss": 1}]}),
     ("trajectory", Trajectory, {"points": [{"step": s, "words": [], "loss": 1} for s in (1, 0)]}),
     ("mistakes", Mistakes, {"confusions": [["a", "b", 1, True]]}),
+    ("ensemble", EnsembleRecord, {"n_members": 1.5, "loss": 0.5, "accuracy": 1}),
+    ("ensemble", EnsembleRecord, [1, 0.5, 1]),
     ("prompt", str, ["calm"]),
 ]
 

@@ -38,6 +38,7 @@ from optuna_llm_catalyst.proposers import ProposalError
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.providers import Completion
 from optuna_llm_catalyst.providers import CompletionRequest
+from optuna_llm_catalyst.study_check import check_trials
 from tests.conftest import logged
 from tests.conftest import sqlite_storage
 from tests.toy_stage import loss
@@ -143,19 +144,22 @@ def always(*prompts: str) -> Answering:
     return Answering(lambda _: reply(*prompts))
 
 
-def screen_by_loss(prompts: Sequence[RestartPrompt]) -> list[float]:
+def screen_by_loss(prompts: Sequence[RestartPrompt], study: optuna.Study) -> list[float]:
+    del study
     return [loss(prompt) for prompt in prompts]
 
 
 def replay_sampler(seed: int | None = 5) -> LLMCatalystSampler:
-    """A sampler with an LLM, screening, default startup and a fallback now and then."""
+    """A sampler with an LLM, screening, random first stages and a fallback now and then."""
     replies = [reply(PROMPTS[2 * i], PROMPTS[2 * i + 1], "calm answer quick") for i in range(6)]
     replies[2] = "I'd rather not."
-    return LLMCatalystSampler(SPACE, ReplayProvider(replies), screen=screen_by_loss, seed=seed)
+    return LLMCatalystSampler(
+        SPACE, ReplayProvider(replies), n_startup_trials=3, screen=screen_by_loss, seed=seed
+    )
 
 
 def mutation_sampler(seed: int | None = 5) -> LLMCatalystSampler:
-    return LLMCatalystSampler(SPACE, seed=seed)
+    return LLMCatalystSampler(SPACE, startup="random", n_startup_trials=3, seed=seed)
 
 
 def run(sampler: BaseSampler, n_trials: int = 10, **arguments: Any) -> optuna.Study:
@@ -252,7 +256,7 @@ def test_two_threads_finish_their_trials(storage: BaseStorage) -> None:
     study.optimize(ToyObjective(SPACE), n_trials=6, n_jobs=2)
     assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert all(SPACE.decode(trial).text == trial.user_attrs["prompt"] for trial in study.trials)
-    history.check_trials(SPACE, study.trials)
+    check_trials(SPACE, study.trials)
 
 
 @pytest.mark.parametrize(
@@ -413,8 +417,8 @@ def test_the_candidate_that_screens_best_is_tried(
 ) -> None:
     screened = []
 
-    def screen(candidates: Sequence[RestartPrompt]) -> list[float]:
-        screened.append([candidate.text for candidate in candidates])
+    def screen(candidates: Sequence[RestartPrompt], study: optuna.Study) -> list[float]:
+        screened.append((study, [candidate.text for candidate in candidates]))
         return scores
 
     sampler = LLMCatalystSampler(
@@ -422,7 +426,7 @@ def test_the_candidate_that_screens_best_is_tried(
     )
     study = run(sampler, 2, direction=direction)
     assert prompts(study)[1] == PROMPTS[best]
-    assert screened == [PROMPTS[:3]]
+    assert screened == [(study, PROMPTS[:3])]
     recorded = [candidate["score"] for candidate in proposal(study.trials[1])["candidates"]]
     assert recorded == [
         None if score in (INF, -INF) or score != score else score for score in scores
@@ -439,7 +443,7 @@ def test_without_a_screen_the_first_candidate_is_tried() -> None:
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0] * 4])
 def test_a_screen_of_the_wrong_length_raises(scores: list[float]) -> None:
     sampler = LLMCatalystSampler(
-        SPACE, always(*PROMPTS[:3]), n_startup_trials=1, screen=lambda _: scores
+        SPACE, always(*PROMPTS[:3]), n_startup_trials=1, screen=lambda *_: scores
     )
     with pytest.raises(ValueError, match=rf"`screen` .* got {len(scores)} for 3\."):
         run(sampler, 2)
@@ -481,11 +485,18 @@ def test_a_study_that_maximizes_says_so() -> None:
 def test_the_prompt_asks_for_what_the_arguments_say() -> None:
     provider = always(PROMPTS[9])
     sampler = LLMCatalystSampler(
-        SPACE, provider, task_description="Sort messages.", n_candidates=7, top_k=2, seed=3
+        SPACE,
+        provider,
+        task_description="Sort messages.",
+        labels=["billing", "delivery"],
+        n_startup_trials=3,
+        n_candidates=7,
+        top_k=2,
+        seed=3,
     )
     study = run(sampler, 4)
     (request,) = provider.asked
-    assert "Sort messages." in request.prompt
+    assert "Sort messages. The labels are: billing, delivery." in request.prompt
     assert "Write 7 new prompts" in request.prompt
     assert request.schema["properties"]["prompts"]["minItems"] == 7
     assert sum(f'"{text}"' in request.prompt for text in prompts(study)) == 2
@@ -647,7 +658,7 @@ def test_a_junk_trial_that_is_enqueued_fails_alone(
     study.tell(innocent, 0.5)
     with pytest.raises(ValueError, match=rf"^Trial 3: {named}, .* \[0, {len(WORDS) - 1}\]"):
         study.optimize(ToyObjective(SPACE), n_trials=1)
-    history.check_trials(SPACE, study.trials)
+    check_trials(SPACE, study.trials)
     study.optimize(ToyObjective(SPACE), n_trials=2)
     assert [trial.state.name for trial in study.trials] == (
         ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 2
@@ -689,14 +700,15 @@ def test_a_user_attribute_prompt_of_ones_own_breaks_nothing(when: str) -> None:
         return value
 
     study.optimize(objective, n_trials=6)
-    history.check_trials(SPACE, study.trials)
-    assert origins(study) == ["startup"] * 3 + ["mutation"] * 3
+    check_trials(SPACE, study.trials)
+    assert origins(study) == ["startup"] * 6
     if when == "after":
         assert prompts(study) == ["summarise the e-mail"] * 6
 
 
 def test_a_live_trial_shows_its_origin() -> None:
-    study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, always(PROMPTS[9]), seed=0))
+    sampler = LLMCatalystSampler(SPACE, always(PROMPTS[9]), n_startup_trials=3, seed=0)
+    study = optuna.create_study(sampler=sampler)
     seen = []
     for _ in range(4):
         trial = study.ask()
@@ -718,8 +730,12 @@ def test_enqueued_prompts_use_up_no_startup_prompt(enqueued: int) -> None:
 
 
 def test_startup_prompts_that_are_added_later_are_tried() -> None:
-    study = run(LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:1], seed=0), 3)
-    study.sampler = LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:3], seed=0)
+    study = run(
+        LLMCatalystSampler(SPACE, startup_prompts=PROMPTS[:1], n_startup_trials=1, seed=0), 3
+    )
+    study.sampler = LLMCatalystSampler(
+        SPACE, startup_prompts=PROMPTS[:3], n_startup_trials=1, seed=0
+    )
     study.optimize(ToyObjective(SPACE), n_trials=3)
     assert origins(study) == ["startup", "mutation", "mutation", "startup", "startup", "mutation"]
     assert prompts(study)[3:5] == PROMPTS[1:3]
@@ -793,7 +809,6 @@ def test_a_sampler_of_ones_own_gets_the_other_parameters() -> None:
     study = optuna.create_study(sampler=LLMCatalystSampler(SPACE, independent_sampler=spy, seed=0))
     study.optimize(ToyObjective(SPACE), n_trials=4)
     assert spy.called == ["before_trial", "learning_rate", "after_trial"] * 4
-    assert origins(study) == ["startup"] * 3 + ["mutation"]
 
 
 def test_a_sampler_of_ones_own_is_reseeded_in_threads() -> None:
@@ -921,11 +936,9 @@ def test_a_history_of_random_tokens_can_be_mutated(words: Sequence[str]) -> None
         ({"llm": always(), "proposer": Fixed()}, "`llm` or `proposer`, not both"),
         ({"startup_prompts": "calm"}, "`startup_prompts` must be a list .* single text"),
         ({"startup_prompts": ["qqq"]}, "'qqq' has no token"),
-        ({"n_startup_trials": 0}, "`n_startup_trials` must be at least 1, got 0"),
-        (
-            {"n_startup_trials": 1, "startup_prompts": PROMPTS[:2]},
-            "`n_startup_trials` must be at least 2, got 1",
-        ),
+        ({"labels": "calm"}, "`labels` must be a list .* single text"),
+        ({"startup": "words"}, "`startup` must be 'task' or 'random', got 'words'"),
+        ({"n_startup_trials": -1}, "`n_startup_trials` must be at least 0, got -1"),
         ({"n_candidates": 0}, "`n_candidates` must be at least 1, got 0"),
         ({"top_k": 0}, "`top_k` must be at least 1, got 0"),
         ({"seed": -1}, "`seed` must be at least 0, got -1"),

@@ -34,6 +34,7 @@ class MetaPromptSetup:
     top_k: int
     max_tokens: int | None
     options: MetaPromptOptions
+    screened: bool = True
 
 
 def run(options: MetaPromptCommand) -> None:
@@ -53,7 +54,7 @@ def run(options: MetaPromptCommand) -> None:
         setup.n_candidates,
         seed=0,
         trial_number=len(records.all_trials(study)),
-        screened=True,
+        screened=setup.screened,
     )
     told = replace(
         setup.options,

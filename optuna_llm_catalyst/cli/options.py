@@ -239,11 +239,21 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     )
     task_description: str = option("", "What the LLM is told of the task. Default: card.json's.")
     startup_prompt: list[str] = option((), "Text of a first stage; may be given several times.")
-    n_startup_trials: int = count(
-        3, "Stages before the first proposal; random words by default.", least=1
+    startup: Literal["task", "random"] = option(
+        "task",
+        "What stages start from where there is no proposal: templates filled with the task's "
+        "description and labels, or random words.",
+    )
+    n_startup_trials: int | None = count(
+        None, "Stages before the first proposal or mutation. Default: 0 with an LLM, else 8."
     )
     n_candidates: int = count(4, "Candidates a proposal.", least=1, most=1000)
     top_k: int = count(10, "Prompts of the history that a proposal sees.", least=1)
+    screen: Literal["own", "ensemble", "none"] = option(
+        "own",
+        "How the best candidate is chosen: by its own loss before training, by the loss of the "
+        "study's ensemble with it, or not at all: the first is taken.",
+    )
     artifacts: Path = option(DEFAULT_ARTIFACTS, "Folder of the trained soft prompts.")
 
 

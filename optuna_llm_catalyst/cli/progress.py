@@ -21,6 +21,7 @@ from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
 from optuna_llm_catalyst.exceptions import CheckpointError
+from optuna_llm_catalyst.planner import described
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 
@@ -73,7 +74,8 @@ class StageProgress:
         if proposal.breaker == "open":
             failure = "the LLM failed several times in a row and is left alone for now"
         if failure:
-            output.say(f"{name} started from a mutation: {failure}")
+            origin = str(trial.user_attrs.get("origin", ""))
+            output.say(f"{name} started from {described(origin)}: {failure}")
         if proposal.breaker == "opened":
             output.say("the LLM keeps failing: it is tried only now and then until it answers")
         if proposal.breaker == "closed":

@@ -145,7 +145,7 @@ def _proposal_lines(
             f"at most {proposal.edit_budget}; beyond it: {proposal.over_budget}"
         )
     if proposal.failure:
-        yield f"The proposal failed, a mutation took its place: {proposal.failure}"
+        yield f"The proposal failed, another start took its place: {proposal.failure}"
     if proposal.breaker:
         yield f"Breaker, which spares an LLM that keeps failing: {proposal.breaker}"
     for c in proposal.candidates:

@@ -8,7 +8,6 @@ import hashlib
 import optuna
 import torch
 
-from optuna_llm_catalyst import history
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import prompt_tuning
@@ -31,10 +30,12 @@ from optuna_llm_catalyst.cli.task import load_task
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
+from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.proposers.sections import MAX_EXAMPLE
+from optuna_llm_catalyst.proposers.phrases import MAX_EXAMPLE
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
+from optuna_llm_catalyst.study_check import check_trials
 
 
 _MAX_EXAMPLES = 12
@@ -76,7 +77,7 @@ def run(options: TuneOptions) -> int:
         # are replayed fail as they did.
         is_reached = provider is not None and not isinstance(provider, ReplayProvider)
         n_trials = len(records.all_trials(study)) if is_reached else 0
-        study.sampler = _sampler(options, objective, proposer, n_trials)
+        study.sampler = _sampler(options, objective, told, proposer, n_trials)
         setup = meta_prompt.MetaPromptSetup(
             model=options.model,
             num_virtual_tokens=options.num_virtual_tokens,
@@ -84,6 +85,7 @@ def run(options: TuneOptions) -> int:
             top_k=options.top_k,
             max_tokens=proposer.max_meta_prompt_tokens if proposer else None,
             options=told,
+            screened=options.screen != "none",
         )
         study.set_user_attr(meta_prompt.SETUP, asdict(setup))
     output.say(line)
@@ -152,6 +154,7 @@ def _model_and_objective(
 def _sampler(
     options: TuneOptions,
     objective: prompt_tuning.PromptTuningObjective,
+    told: MetaPromptOptions,
     proposer: LLMProposer | None,
     ignore_failures_before: int,
 ) -> LLMCatalystSampler:
@@ -164,16 +167,28 @@ def _sampler(
             )
     return LLMCatalystSampler(
         objective.space,
+        task_description=told.task_description,
+        labels=told.labels,
         proposer=proposer,
-        n_startup_trials=max(options.n_startup_trials, len(options.startup_prompt)),
+        startup=options.startup,
+        n_startup_trials=options.n_startup_trials,
         startup_prompts=options.startup_prompt,
         n_candidates=options.n_candidates,
         top_k=options.top_k,
         prefetch=options.prefetch,
-        screen=objective.score,
+        screen=_screen(options, objective),
         seed=options.seed,
         ignore_failures_before=ignore_failures_before,
     )
+
+
+def _screen(options: TuneOptions, objective: prompt_tuning.PromptTuningObjective) -> Screen | None:
+    screens: dict[str, Screen | None] = {
+        "own": objective.score,
+        "ensemble": objective.score_in_ensemble,
+        "none": None,
+    }
+    return screens[options.screen]
 
 
 def _resume(
@@ -185,7 +200,7 @@ def _resume(
     """Checks that the study can go on with these options; says and returns what it finds."""
     trials = records.all_trials(study)
     studies.check_ours(study, objective.space.param_names)
-    history.check_trials(objective.space, trials)
+    check_trials(objective.space, trials)
     # Changes with the examples that train and select, not with the test split.
     text = repr((objective.task.labels, objective.task.train, objective.task.validation))
     setup = {

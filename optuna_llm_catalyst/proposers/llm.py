@@ -24,7 +24,7 @@ from optuna_llm_catalyst.proposers.sections import check_sections
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import edit_budget
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
-from optuna_llm_catalyst.proposers.sections import n_refined
+from optuna_llm_catalyst.proposers.sections import N_REFINED
 from optuna_llm_catalyst.providers import retrying
 from optuna_llm_catalyst.providers.base import CompletionRequest
 from optuna_llm_catalyst.providers.base import DEFAULT_TIMEOUT_S
@@ -62,8 +62,8 @@ class LLMProposer:
         n_validation: How many validation examples the study's values rest on, if known.
         n_stages: How many stages the study shall have in all, if known.
         sections: What the meta-prompt holds, by name: ``mechanism``, ``examples``, ``mistakes``,
-            ``signals``, ``directions``, ``ranked_prompts``, ``in_flight``, ``pools``; ``task``
-            and ``request`` are always part of it.
+            ``signals``, ``directions``, ``ensemble``, ``ranked_prompts``, ``in_flight``,
+            ``pools``; ``task`` and ``request`` are always part of it.
         edit_horizon: Stages over which the edit budget of ``pools`` shrinks.
         timeout: Seconds for one proposal: loading the model, all tries and attempts included.
         max_attempts: Attempts at most for one proposal, where replies are of no use.
@@ -241,7 +241,7 @@ def edit_record(
     limit = edit_budget(request, horizon)
     best = space.without_padding(stages[0].prompt).split()
     edits = [n_edits(best, space.without_padding(prompt).split()) for prompt in prompts]
-    over = [i for i, n in enumerate(edits[: n_refined(request)]) if n > limit]
+    over = [i for i, n in enumerate(edits[:N_REFINED]) if n > limit]
     return {"edit_budget": limit, "edits": edits, "over_budget": over}
 
 

@@ -18,7 +18,7 @@ from optuna_llm_catalyst.schema import encode
 
 
 #: Raised with every change of the wording, so that records tell which one was used.
-VERSION = "3"
+VERSION = "4"
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,22 @@ import json
 import math
 
 from optuna_llm_catalyst.exceptions import one_line
-from optuna_llm_catalyst.history import HistoryPoint
-from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.proposers import directions
 from optuna_llm_catalyst.proposers import reply
 from optuna_llm_catalyst.proposers.base import ProposalRequest
+from optuna_llm_catalyst.proposers.phrases import counted
+from optuna_llm_catalyst.proposers.phrases import cut
+from optuna_llm_catalyst.proposers.phrases import listed
+from optuna_llm_catalyst.proposers.phrases import mistaken
+from optuna_llm_catalyst.proposers.phrases import point_line
+from optuna_llm_catalyst.proposers.phrases import quoted
+from optuna_llm_catalyst.proposers.phrases import shown
 
 
-MAX_EXAMPLE = 200
 _MAX_SIGNAL_STAGES = 3
 _MAX_SIGNALS = 5
-_MAX_CONFUSIONS = 6
+#: How many of the candidates refine the best prompt, where the section `pools` asks for that.
+N_REFINED = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def mechanism(request: ProposalRequest, options: MetaPromptOptions) -> str:
             "training are equal."
         )
     if options.n_validation:
-        n_examples = _counted(options.n_validation, "validation example")
+        n_examples = counted(options.n_validation, "validation example")
         facts.append(f"Values rest on {n_examples}: small differences are chance.")
     left = (options.n_stages or 0) - past.n_finished
     if left > 0:
@@ -81,24 +86,33 @@ def mechanism(request: ProposalRequest, options: MetaPromptOptions) -> str:
 
 def examples(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Texts of the task; there are none unless the user shares them."""
-    lines = [f"{_quoted(_cut(text))} → {one_line(label)}" for text, label in options.examples]
-    return _listed("Examples of the task:", lines)
+    lines = [f"{quoted(cut(text))} → {one_line(label)}" for text, label in options.examples]
+    return listed("Examples of the task:", lines)
 
 
 def mistakes(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """What the best stage gets wrong."""
     best = next(iter(request.history.stages), None)
-    if best is None or best.mistakes is None:
-        return ""
-    lines = [
-        f"{one_line(c.label)} taken for {one_line(c.predicted)}: {c.count} of {c.total}"
-        for c in best.mistakes.confusions[:_MAX_CONFUSIONS]
-    ]
+    mistakes = best.mistakes if best else None
     # A study may hold texts from when examples were shared.
-    for t in best.mistakes.texts if options.examples else ():
-        texts = " / ".join(_quoted(_cut(x)) for x in (t.text, t.text_pair) if x is not None)
-        lines.append(f"{texts} is {one_line(t.label)}, taken for {one_line(t.predicted)}")
-    return _listed("What the best prompt still gets wrong after training:", lines)
+    lines = mistaken(mistakes, with_texts=bool(options.examples))
+    return listed("What the best prompt still gets wrong after training:", lines)
+
+
+def ensemble(request: ProposalRequest, options: MetaPromptOptions) -> str:
+    """How good all stages are together, and what they get wrong together."""
+    record = request.history.ensemble
+    if record is None:
+        return ""
+    together = (
+        "The classifier is an ensemble, the average of all trained prompts. With "
+        f"{counted(record.n_members, 'prompt')} it has {directions.value_name(request.history)} "
+        f"{record.loss:.3f}, accuracy {record.accuracy:.3f}. A prompt that repeats a good wording "
+        "adds little to it, one that sees what the others miss adds more."
+    )
+    lines = mistaken(record.mistakes, with_texts=bool(options.examples))
+    title = "What the ensemble gets wrong; write prompts that tell these labels apart:"
+    return "\n".join(filter(None, [together, listed(title, lines)]))
 
 
 def signals(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -108,7 +122,7 @@ def signals(request: ProposalRequest, options: MetaPromptOptions) -> str:
     for point in request.history.stages[:_MAX_SIGNAL_STAGES]:
         drift = [d.word for d in point.drift if d.word in known][:_MAX_SIGNALS]
         swaps = [
-            f"{s.old if s.old.isalpha() else _quoted(s.old)} → {s.new} "
+            f"{s.old if s.old.isalpha() else quoted(s.old)} → {s.new} "
             f"({name} {s.measured:+.3f} without training)"
             for s in point.swaps
             if s.new in known and s.old.strip() and s.measured is not None
@@ -116,15 +130,15 @@ def signals(request: ProposalRequest, options: MetaPromptOptions) -> str:
         parts = [f"moved towards {', '.join(drift)}"] if drift else []
         parts += [f"swaps that helped: {', '.join(swaps)}"] if swaps else []
         if parts:
-            lines.append(f"{_shown(point.prompt, request)}: {'; '.join(parts)}")
+            lines.append(f"{shown(point.prompt, request)}: {'; '.join(parts)}")
     title = "Where training moved the best prompts (single words, not wordings to copy):"
-    return _listed(title, lines)
+    return listed(title, lines)
 
 
 def direction_facts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """Which way past stages moved the loss."""
     facts = directions.facts(request.history, request.space)
-    return _listed("What the finished stages show:", facts)
+    return listed("What the finished stages show:", facts)
 
 
 def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -137,7 +151,7 @@ def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
     # A value after training and one without cannot be compared.
     untrained = [point for point in past.points if point.kind != "stage"]
     blocks = [
-        _listed(f"Prompts {which}, {better}", [_line(p, request) for p in reversed(points)])
+        listed(f"Prompts {which}, {better}", [point_line(p, request) for p in reversed(points)])
         for which, points in (("that were not trained", untrained), ("tried so far", past.stages))
     ]
     return "\n\n".join(filter(None, blocks))
@@ -145,25 +159,29 @@ def ranked_prompts(request: ProposalRequest, options: MetaPromptOptions) -> str:
 
 def in_flight(request: ProposalRequest, options: MetaPromptOptions) -> str:
     """What parallel trials try now."""
-    lines = [_shown(prompt, request) for prompt in request.history.in_flight]
-    return _listed("Being tried right now by other workers, do not repeat:", lines)
+    lines = [shown(prompt, request) for prompt in request.history.in_flight]
+    return listed("Being tried right now by other workers, do not repeat:", lines)
 
 
 def pools(request: ProposalRequest, options: MetaPromptOptions) -> str:
-    """One part of the candidates refines the best, within an edit budget, the other explores
-    (LEO's two pools, arXiv 2403.02054; GPO's step size, arXiv 2402.17564)."""
+    """One candidate refines the best prompt, within an edit budget, the others explore
+    (LEO's two pools, arXiv 2403.02054; GPO's step size, arXiv 2402.17564). Only one, as stages
+    that are alike add little to an ensemble."""
     stages = request.history.stages
     if not stages:
         return ""
-    n_refining, limit = n_refined(request), edit_budget(request, options.edit_horizon)
-    n_exploring = request.n_candidates - n_refining
+    limit = edit_budget(request, options.edit_horizon)
     lines = [
-        f"The first {n_refining} should refine the best prompt, "
-        f"{_shown(stages[0].prompt, request)}: change at most {limit} of its words."
+        f"The first should refine the best prompt, {shown(stages[0].prompt, request)}: change at "
+        f"most {limit} of its words."
     ]
+    n_exploring = request.n_candidates - N_REFINED
     if n_exploring:
-        lines.append(f"The other {n_exploring} should explore: start from quite other ideas.")
-    return _listed("How far to go:", lines)
+        lines.append(
+            f"The other {n_exploring} should explore: other wordings and other points of view, "
+            "far from the best one and from each other."
+        )
+    return listed("How far to go:", lines)
 
 
 def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
@@ -171,9 +189,9 @@ def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
     n, length = request.n_candidates, request.space.num_virtual_tokens
     ranks = _ranks(request, options)
     sentences = [
-        f"Write {_counted(n, 'new prompt')}. Each is cut at {_counted(length, 'token')} of the "
+        f"Write {counted(n, 'new prompt')}. Each is cut at {counted(length, 'token')} of the "
         "model's own tokenizer, where a common word is one token and a rare one several, so use "
-        f"at most {_counted(length, 'short word')}, and no numbers."
+        f"at most {counted(length, 'short word')}, and no numbers."
     ]
     others = ["each other"] if n > 1 else []
     if ranks or ("in_flight" in options.sections and request.history.in_flight):
@@ -181,13 +199,19 @@ def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
     if others:
         they = "They" if n > 1 else "It"
         sentences.append(f"{they} must differ from {' and from '.join(others)}.")
-    if ranks:
+    if ranks and not _wants_others(options):
         sentences.append("Keep what the good ones share.")
     sentences.append("Try wordings that name the task in different ways.")
+    if not request.history.points:
+        sentences.append(
+            "Nothing was measured yet, so write from the task alone and take several points of "
+            "view: what the text is, what it is about, what its writer wants or feels, how a "
+            "reader would sum it up, as what it would be filed."
+        )
     if request.fixed:
         tokens = sorted(request.fixed.items())
         positions = ", ".join(str(position + 1) for position, _ in tokens)
-        words = ", ".join(_quoted(request.space.vocabulary.decode([i])) for _, i in tokens)
+        words = ", ".join(quoted(request.space.vocabulary.decode([i])) for _, i in tokens)
         sentences.append(f"The words at positions {positions} are fixed: {words}.")
     said, form = " ".join(sentences), json.dumps({"prompts": reply.examples(n, length)})
     return f"{said}\nAnswer with JSON only, in this form, with prompts of your own: {form}"
@@ -201,6 +225,7 @@ SECTIONS: dict[str, Callable[[ProposalRequest, MetaPromptOptions], str]] = {
     "mistakes": mistakes,
     "signals": signals,
     "directions": direction_facts,
+    "ensemble": ensemble,
     "ranked_prompts": ranked_prompts,
     "in_flight": in_flight,
     "pools": pools,
@@ -219,11 +244,6 @@ def check_sections(names: Sequence[str]) -> None:
         raise ValueError(f"`sections` must be a list of names among {known}, got {names!r}.")
 
 
-def n_refined(request: ProposalRequest) -> int:
-    """How many of the candidates refine the best prompt: half of them, at least one."""
-    return (request.n_candidates + 1) // 2
-
-
 def edit_budget(request: ProposalRequest, horizon: int) -> int:
     """Words of the best prompt to change: by a cosine over the horizon, from all to a fifth."""
     init = request.space.num_virtual_tokens
@@ -232,46 +252,11 @@ def edit_budget(request: ProposalRequest, horizon: int) -> int:
     return int(final + (init - final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def _wants_others(options: MetaPromptOptions) -> bool:
+    """Whether a section asks for prompts unlike the best ones."""
+    return not {"ensemble", "pools"}.isdisjoint(options.sections)
+
+
 def _ranks(request: ProposalRequest, options: MetaPromptOptions) -> bool:
     """Whether prompts are shown with their values."""
     return "ranked_prompts" in options.sections and bool(request.history.points)
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _listed(title: str, lines: Sequence[str]) -> str:
-    return "\n- ".join([title, *lines]) if lines else ""
-
-
-def _line(point: HistoryPoint, request: ProposalRequest) -> str:
-    is_stage = point.kind == "stage"
-    told = _arrow(point.before, point.value) if is_stage else f"{point.value:.3f} without training"
-    parts = [f"{directions.value_name(request.history)} {told}"]
-    if point.accuracy is not None:
-        parts.append(f"accuracy {_arrow(point.accuracy_before, point.accuracy)}")
-    if point.pruned:
-        parts.append("stopped early")
-    if point.prompt.n_truncated:
-        parts.append(f"cut by {_counted(point.prompt.n_truncated, 'token')} to fit")
-    return f"{_shown(point.prompt, request)}: " + ", ".join(parts)
-
-
-def _shown(prompt: RestartPrompt, request: ProposalRequest) -> str:
-    """A prompt without padding, so that the LLM does not copy it."""
-    return _quoted(request.space.without_padding(prompt))
-
-
-def _quoted(text: str) -> str:
-    """One line between quotation marks, whatever tokens or texts it is made of."""
-    quoted = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_EXAMPLE else text[:MAX_EXAMPLE] + "…"
-
-
-def _arrow(before: float | None, after: float) -> str:
-    return f"{after:.3f}" if before is None else f"{before:.3f} before training, {after:.3f} after"

@@ -99,7 +99,7 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
     "33 learning rate": (_nothing, (*TUNE, "--lr", "1e300"), "'--lr'"),
     "learning rate of 0": (_nothing, (*TUNE, "--lr", "0"), "'--lr'"),
     "timeout of 0": (_nothing, (*TUNE, "--llm-timeout", "0"), "'--llm-timeout'"),
-    "no startup stage": (_nothing, (*TUNE, "--n-startup-trials", "0"), "'--n-startup-trials'"),
+    "startup stages": (_nothing, (*TUNE, "--n-startup-trials", "-1"), "'--n-startup-trials'"),
     "no room for a reply": (_nothing, (*TUNE, "--num-ctx", "600"), "'--num-ctx'"),
     "33 device": (_nothing, (*TUNE, "--device", "meta"), "--device 'meta' cannot be used"),
     "33 bytes": (_nothing, (*TUNE, "--startup-prompt", "\udcff"), "--startup-prompt must be UTF"),

@@ -11,12 +11,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
 import pytest
 
 from optuna_llm_catalyst import load_trajectory
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import pretrained
@@ -69,9 +71,10 @@ def test_second_run_resumes(tune: Cli) -> None:
 
 @pytest.mark.parametrize("storage", ["sqlite:///parts.db", "parts.log"])
 def test_two_runs_equal_one(tune: Cli, storage: str) -> None:
-    tune("--stages", 5, "--storage", "sqlite:///whole.db")
-    tune("--stages", 4, "--storage", storage)
-    tune("--stages", 1, "--storage", storage)
+    first = ("--n-startup-trials", 3)
+    tune("--stages", 5, "--storage", "sqlite:///whole.db", *first)
+    tune("--stages", 4, "--storage", storage, *first)
+    tune("--stages", 1, "--storage", storage, *first)
 
     whole = _load("sqlite:///whole.db").trials
     parts = tune("--stages", 0, "--storage", storage, "--json").json["stages"]
@@ -97,7 +100,25 @@ def test_startup_prompts_are_the_first_stages(tune: Cli) -> None:
         *("--n-startup-trials", 1, "--json"),
     ).json["stages"]
 
-    assert [stage["prompt"] for stage in stages] == ["food tool animal", "wild food a"]
+    assert [stage["prompt"] for stage in stages] == ["food tool animal", "wild food"]
+
+
+@pytest.mark.parametrize("option", [(), ("--startup", "random")])
+def test_without_a_template_stages_start_from_random_words(tune: Cli, option: Any) -> None:
+    """The tiny model's vocabulary can express none."""
+    stages = tune(*option, "--json").json["stages"]
+    assert [stage["origin"] for stage in stages] == ["startup"] * 2
+
+
+@pytest.mark.parametrize(
+    ("screen", "is_scored"), [("own", True), ("ensemble", True), ("none", False)]
+)
+def test_candidates_are_screened_as_asked(tune: Cli, screen: str, is_scored: bool) -> None:
+    tune("--stages", 3, "--n-startup-trials", 1, "--screen", screen)
+    for trial in _load().trials[1:]:
+        record = records.load(trial, "proposal", dict[str, Any]) or {}
+        scores = [row["score"] for row in record["candidates"]]
+        assert len(scores) > 1 and all((score is not None) is is_scored for score in scores)
 
 
 def test_refining_the_best(tune: Cli) -> None:
@@ -127,6 +148,14 @@ FAULTS = {
     "too many shots": (["tune", "{data}", "--shots", "16"], "use at most 4 shots"),
     "model not found": (["tune", "{data}", "--model", "no/such-model"], "model 'no/such-model'"),
     "no model name": (["tune", "{data}", "--model", "a//b"], "model 'a//b'"),
+    "startup": (
+        ["tune", "{data}", "--startup", "words"],
+        "'words' is not one of",
+    ),
+    "screen": (
+        ["tune", "{data}", "--screen", "all"],
+        "'all' is not one of",
+    ),
     "learning rate": (
         ["tune", "{data}", "--model", "{model}", "--lr", "-1"],
         "'--lr': Input",
@@ -359,6 +388,7 @@ def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
     result = cli("tune", "demo", "--stages", 1, "--steps", 10, "--json")
 
     [stage] = result.json["stages"]
+    assert stage["origin"] == "template" and "message" in stage["prompt"]
     assert "all-MiniLM-L6-v2" in result.err
     assert stage["loss"] < stage["loss_before"]
     # Six intents: a third of the messages is twice what guessing finds.

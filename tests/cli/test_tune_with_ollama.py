@@ -20,6 +20,8 @@ from tests.openai_server import OpenAIServer
 
 
 DOCTOR = ("doctor", "--model")
+#: Three stages from random words come before the LLM is asked.
+FIRST = ("--n-startup-trials", 3)
 WORDS = ("wolf", "bread", "saw", "bear", "cheese", "drill", "good")
 PROPOSALS = [
     ["wolf bread saw", "good long day"],
@@ -43,7 +45,7 @@ def server(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Iterator[OllamaServer]:
 
 @pytest.mark.parametrize("llm", ["auto", "ollama:gemma3:4b"])
 def test_replies_are_the_restarts(tune: Cli, server: OllamaServer, llm: str) -> None:
-    result = tune("--stages", 5, "--llm", llm)
+    result = tune("--stages", 5, "--llm", llm, *FIRST)
 
     study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
     assert result.code == 0
@@ -63,7 +65,7 @@ def test_replies_are_the_restarts(tune: Cli, server: OllamaServer, llm: str) -> 
 
 
 def test_llm_is_told_task_and_history(tune: Cli, server: OllamaServer) -> None:
-    stages = tune("--stages", 4, "--json").json["stages"]
+    stages = tune("--stages", 4, *FIRST, "--json").json["stages"]
 
     [chat] = server.chats
     asked = chat["messages"][0]["content"]
@@ -73,9 +75,48 @@ def test_llm_is_told_task_and_history(tune: Cli, server: OllamaServer) -> None:
     assert ranked == [stage["prompt"] for stage in by_loss]
 
 
+def test_llm_proposes_the_first_stage_from_the_task_alone(tune: Cli, server: OllamaServer) -> None:
+    [stage] = tune("--stages", 1, "--json").json["stages"]
+
+    [chat] = server.chats
+    asked = chat["messages"][0]["content"]
+    assert stage["origin"] == "llm" and stage["prompt"] in PROPOSALS[0]
+    assert "Sort texts by topic. The labels are: wild_animal, food, tool." in asked
+    assert "No prompt has been tried yet." in asked and "from the task alone" in asked
+
+
+def test_meta_prompt_of_an_empty_study_is_what_is_sent_first(
+    tune: Cli, cli: Cli, server: OllamaServer
+) -> None:
+    tune("--stages", 0, "--screen", "none")
+    shown = cli("meta-prompt").out
+    tune("--stages", 1, "--screen", "none")
+    assert shown == server.chats[0]["messages"][0]["content"] + "\n"
+    assert "One of your prompts is trained: the first." in shown
+
+
+def test_startup_prompts_come_before_the_llm(tune: Cli, server: OllamaServer) -> None:
+    stages = tune("--stages", 2, "--startup-prompt", "food tool", "--json").json["stages"]
+
+    assert [stage["origin"] for stage in stages] == ["startup", "llm"]
+    assert stages[0]["prompt"] == "food tool"
+
+
+def test_failing_llm_leaves_the_first_stage_to_random_words(
+    tune: Cli, server: OllamaServer
+) -> None:
+    """The tiny model's vocabulary can express no template."""
+    server.replies = lambda body: "I would rather talk about the weather."
+    result = tune("--stages", 2, "--json")
+
+    assert [stage["origin"] for stage in result.json["stages"]] == ["startup", "mutation"]
+    assert "stage 0 started from random words: InvalidReplyError" in result.err
+    assert "stage 1 started from a mutation: InvalidReplyError" in result.err
+
+
 def test_failing_llm_costs_no_stage(tune: Cli, server: OllamaServer) -> None:
     server.replies = lambda body: "I would rather talk about the weather."
-    result = tune("--stages", 4, "--json")
+    result = tune("--stages", 4, *FIRST, "--json")
 
     assert result.code == 0
     assert [stage["origin"] for stage in result.json["stages"]] == ["startup"] * 3 + ["mutation"]
@@ -211,12 +252,12 @@ def test_replayed_study_is_the_same(tune: Cli, cli: Cli, server: OllamaServer) -
         return faults.get(n, json.dumps({"prompts": [words, "wolf bread saw drill bear"]}))
 
     server.replies = reply
-    original = tune("--stages", 9, "--study-name", "original", "--json").json
+    original = tune("--stages", 9, "--study-name", "original", *FIRST, "--json").json
     n_asked = len(server.chats)
     exported = cli("export", "--study-name", "original", "--replies", "replies.jsonl", "--json")
     assert exported.json == {"replies": "replies.jsonl", "n_replies": n_asked}
 
-    llm = ("--llm", "replay:replies.jsonl")
+    llm = ("--llm", "replay:replies.jsonl", *FIRST)
     replayed = tune("--stages", 9, "--study-name", "replayed", *llm, "--json").json
     assert len(server.chats) == n_asked
     assert {key: replayed[key] for key in REPLAYED} == {key: original[key] for key in REPLAYED}
@@ -237,7 +278,7 @@ def test_replayed_study_is_the_same(tune: Cli, cli: Cli, server: OllamaServer) -
 
 
 def test_meta_prompt_is_what_is_sent_next(tune: Cli, cli: Cli, server: OllamaServer) -> None:
-    options = ("--llm", "ollama:gemma3:4b", "--n-candidates", 2, "--top-k", 3)
+    options = ("--llm", "ollama:gemma3:4b", "--n-candidates", 2, "--top-k", 3, *FIRST)
     tune("--stages", 4, *options)
     shown = cli("meta-prompt")
     as_json = cli("meta-prompt", "--json").json
@@ -301,7 +342,7 @@ def test_story_of_a_restart(tune: Cli, cli: Cli, server: OllamaServer) -> None:
         json.dumps({"prompts": ["wolf bread saw drill bear", "new place"]}),
     ]
     server.replies = lambda body: replies[len(server.chats) - 1]
-    tune("--stages", 4)
+    tune("--stages", 4, *FIRST)
     server.__exit__(None, None, None)
     story = cli("show", "--trial", 3).out
     asked = server.chats[0]["messages"][0]["content"]
@@ -337,7 +378,7 @@ def test_openai_takes_the_only_model(tune: Cli) -> None:
 
 
 def test_llm_is_told_what_the_figures_rest_on(tune: Cli, server: OllamaServer) -> None:
-    tune("--stages", 5)
+    tune("--stages", 2)
     first, second = (chat["messages"][0]["content"] for chat in server.chats)
     assert "18 validation examples" in first
     assert "<prompt> <label>" in first
@@ -348,7 +389,7 @@ def test_openai_server_proposes(tune: Cli) -> None:
     with OpenAIServer(lambda body: '{"prompts": ["wolf bread saw"]}') as served:
         url = served.url.replace("//", "//joe:secret@")
         options = ("--llm", f"openai:{served.models[0]}", "--llm-url", url)
-        result = tune("--stages", 4, *options, "--json")
+        result = tune("--stages", 4, *options, *FIRST, "--json")
     assert result.code == 0, result.err
     assert "secret" not in result.err
     assert result.json["stages"][3]["prompt"] == "wolf bread saw"
@@ -361,7 +402,7 @@ def test_missing_chat_model(tune: Cli, name: str, monkeypatch: pytest.MonkeyPatc
     result = tune("--stages", 4, "--llm", f"transformers:{name}")
     assert result.code == 2
     assert f"model {name!r} cannot be loaded" in result.err
-    assert result.err.count("\n") == 1
+    assert len([line for line in result.err.splitlines() if line.startswith("error: ")]) == 1
 
 
 @pytest.mark.parametrize("kind", ["ollama:gemma3:4b", "openai:qwen3-4b"])
@@ -371,7 +412,7 @@ def test_server_mistake_shows_no_credentials(tune: Cli, kind: str) -> None:
         url = web.url.replace("//", "//joe:secret@")
         result = tune("--llm", kind, "--llm-url", f"{url}/v1" if "openai" in kind else url)
     assert result.code == 2
-    assert result.err.count("\n") == 1
+    assert len([line for line in result.err.splitlines() if line.startswith("error: ")]) == 1
     assert "secret" not in result.err and "\x1b" not in result.err
 
 
@@ -414,7 +455,7 @@ def test_new_command_starts_with_a_proposal(tune: Cli, server: OllamaServer) -> 
 
 
 def test_prefetch_is_recorded(tune: Cli, server: OllamaServer) -> None:
-    tune("--stages", 6, "--prefetch")
+    tune("--stages", 6, "--prefetch", *FIRST)
     study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
     seen = [(records.load(t, "proposal", dict) or {})["history_seen"] for t in study.trials[3:]]
     assert [row["n_finished"] for row in seen] == [2, 3, 4]
@@ -424,6 +465,6 @@ def test_prefetch_is_recorded(tune: Cli, server: OllamaServer) -> None:
 def test_replay_from_a_file(tune: Cli, tmp_path: Any) -> None:
     rows = [{"reply": json.dumps({"prompts": prompts[:1]})} for prompts in PROPOSALS]
     (tmp_path / "replies.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    stages = tune("--stages", 5, "--llm", "replay:replies.jsonl", "--json").json["stages"]
+    stages = tune("--stages", 5, "--llm", "replay:replies.jsonl", *FIRST, "--json").json["stages"]
 
     assert [stage["prompt"] for stage in stages[3:]] == [prompts[0] for prompts in PROPOSALS]

@@ -66,7 +66,9 @@ def objective(
 def test_recorded_demo_replays_to_the_same_losses(objective: PromptTuningObjective) -> None:
     """On the machine of the record the losses were equal to the last bit."""
     replies = ReplayProvider([json.dumps({"prompts": prompts}) for prompts in REPLIES])
-    sampler = LLMCatalystSampler(objective.space, replies, screen=objective.score, seed=0)
+    sampler = LLMCatalystSampler(
+        objective.space, replies, n_startup_trials=3, screen=objective.score, seed=0
+    )
     study = optuna.create_study(sampler=sampler)
 
     study.optimize(objective, n_trials=5)

@@ -11,6 +11,7 @@ from optuna_llm_catalyst import Swap
 from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.history import Outcome
+from optuna_llm_catalyst.mistakes import EnsembleRecord
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.proposers import ProposalRequest
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
@@ -79,7 +80,16 @@ def full_history(space: PromptSpace, n_points: int = 4, *, newest: int = 0) -> H
     )
     outcomes = sorted(Outcome(p.trial_number, p.prompt.token_ids, p.value) for p in points)
     known = frozenset(prompt.token_ids for prompt in prompts)
-    return History(points, (prompts[-1],), known, {}, n_points, tuple(outcomes))
+    mistakes = Mistakes.of(["delivery"] * 4, ["billing", *["delivery"] * 3], [("Who?", None)] * 4)
+    return History(
+        points,
+        (prompts[-1],),
+        known,
+        {},
+        n_points,
+        tuple(outcomes),
+        ensemble=EnsembleRecord(n_points, 0.25, 0.875, mistakes),
+    )
 
 
 def request_of(

@@ -4,6 +4,7 @@ from functools import cache
 
 from hypothesis import given
 from hypothesis import strategies as st
+import pytest
 
 from optuna_llm_catalyst import LLMProposer
 from optuna_llm_catalyst import ReplayProvider
@@ -36,13 +37,21 @@ def test_edits_are_those_of_the_definition(old: tuple[str, ...], new: tuple[str,
     assert (n_edits(old, new) == 0) is (old == new)
 
 
-def test_only_refining_candidates_beyond_the_budget_are_flagged() -> None:
-    texts = ["calm answer metal", "gold glass wood water iron", "gold glass ocean water iron"]
+@pytest.mark.parametrize(
+    ("texts", "edits", "over"),
+    [
+        (["calm answer metal", "gold glass ocean water", "gold glass iron"], [1, 4, 3], []),
+        (["gold glass ocean water", "calm answer metal", "gold glass iron"], [4, 1, 3], [0]),
+    ],
+)
+def test_only_a_refining_candidate_beyond_the_budget_is_flagged(
+    texts: list[str], edits: list[int], over: list[int]
+) -> None:
     prompts = [SPACE.from_text(text) for text in texts]
     request = request_of(SPACE, HISTORY, n_candidates=3)
     # Two stages of four: the budget of five words has shrunk to three.
     record = edit_record(request, 4, prompts)
-    assert record == {"edit_budget": 3, "edits": [1, 4, 5], "over_budget": [1]}
+    assert record == {"edit_budget": 3, "edits": edits, "over_budget": over}
 
 
 def test_without_a_stage_there_is_nothing_to_be_far_from() -> None:

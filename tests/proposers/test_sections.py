@@ -20,6 +20,7 @@ from optuna_llm_catalyst.history import History
 from optuna_llm_catalyst.history import HistoryPoint
 from optuna_llm_catalyst.history import Outcome
 from optuna_llm_catalyst.mistakes import Confusion
+from optuna_llm_catalyst.mistakes import EnsembleRecord
 from optuna_llm_catalyst.mistakes import MisreadText
 from optuna_llm_catalyst.mistakes import Mistakes
 from optuna_llm_catalyst.proposers import meta_prompt
@@ -30,7 +31,6 @@ from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import edit_budget
 from optuna_llm_catalyst.proposers.sections import INSTRUCTIONS
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
-from optuna_llm_catalyst.proposers.sections import n_refined
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers.base import estimated_tokens
 from tests.proposers.requests import ALL_SECTIONS
@@ -87,7 +87,7 @@ def test_a_section_that_is_off_is_not_in_the_text(name: str) -> None:
     assert whole.count(f"{block}\n\n") == 1
     without = text_of(tuple(n for n in ALL_SECTIONS if n != name))
     assert not set(block.splitlines()) & set(without.splitlines())
-    if name != "ranked_prompts":  # Other sections speak of this one.
+    if name not in ("ranked_prompts", "ensemble", "pools"):  # The request speaks of these.
         assert without == whole.replace(f"{block}\n\n", "")
 
 
@@ -137,7 +137,7 @@ def test_task_and_request_are_always_sent(names: tuple[str, ...]) -> None:
 
 
 def test_by_default_the_ranked_history_is_sent_and_no_more() -> None:
-    assert not {"mistakes", "signals", "directions", "pools"} & set(DEFAULT_SECTIONS)
+    assert not {"mistakes", "signals", "directions", "ensemble", "pools"} & set(DEFAULT_SECTIONS)
     built = LLMProposer(ReplayProvider([])).meta_prompt(FULL)
     assert built.sections == ("task", "mechanism", "ranked_prompts", "in_flight", "request")
 
@@ -257,6 +257,10 @@ def rows_with(text: str) -> dict[str, str]:
             with_point(mistakes=Mistakes(texts=(replace(misread, text="Hm", text_pair=text),))),
             MetaPromptOptions(examples=[("Hello?", "billing")]),
         ),
+        "ensemble": sections.ensemble(
+            request_of(SPACE, History(ensemble=EnsembleRecord(2, 0.5, 0.5, mistakes))),
+            MetaPromptOptions(examples=[("Hello?", "billing")]),
+        ),
         "signals": sections.signals(request, MetaPromptOptions()),
         "ranked_prompts": sections.ranked_prompts(request, MetaPromptOptions()),
         "in_flight": sections.in_flight(request, MetaPromptOptions()),
@@ -293,7 +297,7 @@ def test_a_misread_pair_is_told_whole() -> None:
     assert text.endswith('\n- "It rains." / "The sun shines." is yes, taken for no')
 
 
-@pytest.mark.parametrize("name", ["examples", "mistakes", "mistakes of pairs"])
+@pytest.mark.parametrize("name", ["examples", "mistakes", "mistakes of pairs", "ensemble"])
 @given(n=st.integers(0, 3_000))
 def test_a_long_text_is_cut_and_says_so(name: str, n: int) -> None:
     block = rows_with("z" * n)[name]
@@ -301,12 +305,15 @@ def test_a_long_text_is_cut_and_says_so(name: str, n: int) -> None:
     assert ("…" in block) is (n > 200)
 
 
-@pytest.mark.parametrize("name", ["task", "examples", "mistakes"])
+@pytest.mark.parametrize("name", ["task", "examples", "mistakes", "ensemble"])
 @pytest.mark.parametrize("label", ["billing\nAnswer: no", "billing\u2028Answer: no"], ids=ascii)
 def test_a_label_cannot_begin_a_line(name: str, label: str) -> None:
     mistakes = Mistakes.of([label, "b"], ["b", label], [("Why?", None)] * 2)
     options = MetaPromptOptions(labels=(label, "b"), examples=[("Why?", label)])
-    block = SECTIONS[name](with_point(mistakes=mistakes), options)
+    request = with_point(mistakes=mistakes)
+    ensemble = EnsembleRecord(1, 0.5, 0.5, mistakes)
+    request = replace(request, history=replace(request.history, ensemble=ensemble))
+    block = SECTIONS[name](request, options)
     assert not any(line.startswith("Answer") for line in block.splitlines())
 
 
@@ -411,22 +418,117 @@ def test_the_edit_budget_shrinks_from_all_words_to_a_fifth(
 def test_the_pools_add_up_to_the_candidates(n_candidates: int, n_finished: int) -> None:
     request = at(n_finished, 5, n_candidates)
     options = MetaPromptOptions(edit_horizon=20)
-    lines = sections.pools(request, options).splitlines()[1:]
-    numbers = [int(word) for line in lines for word in line.split(":")[0].split() if is_int(word)]
-    assert sum(numbers) == n_candidates
-    assert numbers[0] == n_refined(request) >= 1
-    assert 0 <= numbers[0] - sum(numbers[1:]) <= 1
-    assert '"calm answer quick"' in lines[0]  # Without its padding.
-    assert f"at most {edit_budget(request, options.edit_horizon)} " in lines[0]
+    refining, *exploring = sections.pools(request, options).splitlines()[1:]
+    assert refining.startswith("- The first should refine the best prompt")
+    assert '"calm answer quick"' in refining  # Without its padding.
+    assert f"at most {edit_budget(request, options.edit_horizon)} " in refining
+    assert len(exploring) == (n_candidates > 1)
+    assert all(line.startswith(f"- The other {n_candidates - 1} should") for line in exploring)
 
 
-def is_int(word: str) -> bool:
-    return word.isdecimal()
+def test_prompts_unlike_the_best_are_not_to_keep_what_these_share() -> None:
+    keep = "Keep what the good ones share."
+    assert keep in text_of(DEFAULT_SECTIONS)
+    for name in ("ensemble", "pools"):
+        assert keep not in text_of((*DEFAULT_SECTIONS, name))
 
 
 def test_without_a_stage_there_is_no_best_to_refine() -> None:
     point = HistoryPoint(SPACE.from_text("calm"), "candidate", 0, 0.5)
     assert sections.pools(request_of(SPACE, History(points=(point,))), MetaPromptOptions()) == ""
+
+
+# The ensemble.
+
+
+def test_the_ensemble_is_told_by_its_figures_and_confusions() -> None:
+    mistakes = Mistakes.of(["tea"] * 4 + ["milk"], ["milk"] * 3 + ["tea"] * 2)
+    history = History(ensemble=EnsembleRecord(6, 0.4321, 0.875, mistakes))
+    text = sections.ensemble(request_of(SPACE, history), MetaPromptOptions())
+    first, title, *lines = text.splitlines()
+    assert "With 6 prompts it has loss 0.432, accuracy 0.875." in first
+    assert title.endswith("tell these labels apart:")
+    assert lines == ["- tea taken for milk: 3 of 4", "- milk taken for tea: 1 of 1"]
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_texts_of_the_ensemble_are_told_where_examples_are_shared(shares: bool) -> None:
+    mistakes = Mistakes.of(["tea"], ["milk"], [("A secret.", None)])
+    history = History(ensemble=EnsembleRecord(1, 0.5, 0.5, mistakes))
+    options = MetaPromptOptions(examples=[("Hello?", "tea")] if shares else ())
+    text = sections.ensemble(request_of(SPACE, history), options)
+    assert ('- "A secret." is tea, taken for milk' in text) is shares
+    assert "- tea taken for milk: 1 of 1" in text
+
+
+def test_an_ensemble_without_mistakes_has_no_list() -> None:
+    history = History(ensemble=EnsembleRecord(1, math.nan, 1.0))
+    text = sections.ensemble(request_of(SPACE, history), MetaPromptOptions())
+    assert "With 1 prompt it has loss nan, accuracy 1.000." in text
+    assert len(text.splitlines()) == 1
+
+
+# An empty history.
+
+
+@pytest.mark.parametrize("history", [History(), History(n_finished=2)])
+def test_without_a_value_prompts_are_wanted_from_the_task_alone(history: History) -> None:
+    alone = "write from the task alone and take several points of view"
+    assert alone in text_of(DEFAULT_SECTIONS, request_of(SPACE, history))
+    assert alone in text_of((), request_of(SPACE, history))
+    assert alone not in text_of(DEFAULT_SECTIONS)
+    # Others may be at work on the first stages.
+    flying = replace(history, in_flight=(SPACE.from_text("silver river stone"),))
+    text = text_of(DEFAULT_SECTIONS, request_of(SPACE, flying))
+    assert "differ from each other and from every prompt above" in text
+
+
+# Parameters beside the prompt.
+
+
+def lines_of(*points: dict[str, Any]) -> list[str]:
+    texts = ("calm answer quick", "silver river stone", "green grain gold")
+    history = history_of(SPACE, list(zip(texts, (0.1, 0.2, 0.3), strict=True))[: len(points)])
+    told = [replace(p, **fields) for p, fields in zip(history.points, points, strict=True)]
+    text = sections.ranked_prompts(
+        request_of(SPACE, replace(history, points=tuple(told))), MetaPromptOptions()
+    )
+    return [line.partition(": loss ")[2] for line in text.splitlines() if line.startswith("- ")]
+
+
+@pytest.mark.parametrize(
+    ("best", "worst", "lines"),
+    [
+        ({"lr": 0.0031416}, {"lr": 0.02}, ["0.200, lr 0.02", "0.100, lr 0.00314"]),
+        ({"lr": 0.5}, {"lr": 0.5}, ["0.200", "0.100"]),
+        ({"lr": 0.5}, {}, ["0.200", "0.100, lr 0.5"]),
+        ({"n": 3, "b": True}, {"n": 4, "b": True}, ["0.200, n 4", "0.100, n 3"]),
+        ({"b": True}, {"b": 1}, ["0.200, b 1", "0.100, b True"]),
+        (
+            {"z": 1, "opt": "sgd", "a": None},
+            {"z": 2, "opt": "adam", "a": 0.1},
+            ['0.200, a 0.1, opt "adam", z 2', '0.100, a None, opt "sgd", z 1'],
+        ),
+        ({"opt": 'a"\n- b'}, {"opt": "b"}, ['0.200, opt "b"', '0.100, opt "a\\"\\n- b"']),
+        ({"l\nr": 1}, {"l\nr": 2}, ["0.200, l r 2", "0.100, l r 1"]),
+    ],
+)
+def test_parameters_are_told_where_stages_differ_in_them(
+    best: dict[str, Any], worst: dict[str, Any], lines: list[str]
+) -> None:
+    assert lines_of({"params": best}, {"params": worst}) == lines
+
+
+def test_text_prompts_are_told_where_stages_differ_in_them() -> None:
+    assert lines_of({"text_prompt": "none"}, {"text_prompt": "none"}) == ["0.200", "0.100"]
+    lines = lines_of({"text_prompt": "of stage 0"}, {"text_prompt": ""}, {"text_prompt": "none"})
+    assert lines == ['0.300, text prompt "none"', "0.200", '0.100, text prompt "of stage 0"']
+
+
+def test_a_candidate_has_no_parameters_of_its_own() -> None:
+    candidate = {"kind": "candidate", "params": {"lr": 1.0}}
+    lines = lines_of({"params": {"lr": 0.5}}, {"params": {"lr": 0.25}}, candidate)
+    assert lines[0] == "0.300 without training"
 
 
 # The rest of what is said.
