@@ -17,7 +17,6 @@ from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
 from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
 from optuna_llm_catalyst.prompt_tuning.ensemble import ComparesFeatures
 from optuna_llm_catalyst.prompt_tuning.ensemble import Member
-from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
@@ -85,8 +84,3 @@ class StudyEnsemble:
         groups = ensemble.averaged(ensemble.grouped(members), self._model)
         split_of = partial(self._data.split, "validation")
         return ensemble.log_probs(self._model, groups, split_of)
-
-    def validation_loss(self, members: Sequence[Member]) -> float:
-        """The validation loss of the members' ensemble, in nats."""
-        labels = self._data.split("validation").labels
-        return float(losses(self.validation_log_probs(members).unsqueeze(0), labels)[0])
