@@ -168,7 +168,7 @@ def test_what_is_fitted_is_float32_and_has_no_gradient(dtype: torch.dtype) -> No
 
 
 @each_size
-def test_the_chosen_fit_has_the_lowest_validation_loss_of_all(
+def test_the_chosen_fit_is_the_most_accurate_and_of_these_has_the_lowest_loss(
     n: int, width: int, n_labels: int
 ) -> None:
     train, validation, start = make_task(n, width, n_labels)
@@ -178,9 +178,12 @@ def test_the_chosen_fit_has_the_lowest_validation_loss_of_all(
         for pull in (inf, *PULLS):
             weights = fit_towards(*train, start, scale=scale, pull=pull)
             tried[scale, pull] = Readout(weights, scale)
-    losses = {key: loss_of(readout, validation) for key, readout in tried.items()}
-    assert (chosen.scale, chosen.pull) == min(losses, key=losses.__getitem__)
-    assert chosen.validation_loss == pytest.approx(min(losses.values()), abs=1e-5)
+    ranks = {
+        key: (-accuracy_of(readout, validation), loss_of(readout, validation))
+        for key, readout in tried.items()
+    }
+    assert (chosen.scale, chosen.pull) == min(ranks, key=ranks.__getitem__)
+    assert (-chosen.accuracy, chosen.loss) == pytest.approx(min(ranks.values()), abs=1e-5)
 
 
 @settings(max_examples=10)
@@ -191,10 +194,9 @@ def test_a_choice_is_never_worse_than_the_start(
     train, validation, weights = make_task(n, width, n_labels, seed)
     start = Readout(weights, 20)
     fitted = fit_readout(train, validation, start, refit=False)
-    assert fitted.fit.validation_loss <= loss_of(start, validation) + 1e-6
-    assert loss_of(fitted.readout, validation) == pytest.approx(
-        fitted.fit.validation_loss, abs=1e-4
-    )
+    assert fitted.fit.accuracy >= accuracy_of(start, validation)
+    assert accuracy_of(fitted.readout, validation) == pytest.approx(fitted.fit.accuracy)
+    assert loss_of(fitted.readout, validation) == pytest.approx(fitted.fit.loss, abs=1e-4)
 
 
 @pytest.mark.parametrize("refit", [True, False])
@@ -219,7 +221,7 @@ def test_of_equal_losses_the_stronger_pull_is_chosen() -> None:
     empty = (torch.zeros_like(validation[0]), validation[1])
     fit = choose_fit(train, empty, Readout(start, 20))
     assert fit.pull == inf
-    assert fit.validation_loss == pytest.approx(math.log(3))
+    assert fit.loss == pytest.approx(math.log(3))
 
 
 def test_the_last_fit_is_on_both_splits() -> None:
