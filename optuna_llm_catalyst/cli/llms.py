@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from optuna_llm_catalyst import providers
 from optuna_llm_catalyst.cli.options import KINDS
@@ -13,12 +14,12 @@ from optuna_llm_catalyst.providers.ollama import DEFAULT_MODEL
 
 
 def choose_llm(
-    options: LLMOptions, *, device: str = "auto"
+    options: LLMOptions, *, device: str = "auto", recorded: Path | None = None
 ) -> tuple[providers.Provider | None, str]:
     """Finds the LLM of ``--llm``; ``auto`` takes what is there, one that is named must be there.
 
     Returns the LLM, None for mutation, and a line that says so. ``device`` is for an LLM in this
-    process.
+    process, ``recorded`` a file of replies that take Ollama's place where it does not answer.
     """
     kind, _, name = options.llm.partition(":")
     if options.llm_api_key and kind != "openai":
@@ -41,6 +42,12 @@ def choose_llm(
         else:
             raise UserError(f"--llm {options.llm!r} is none of {KINDS}.")
     except ProviderError as error:
+        if options.llm == "auto" and recorded is not None:
+            return providers.ReplayProvider(recorded), (
+                "Starts are replies of a large LLM that were recorded for this demo, as "
+                f"{str(error).rstrip('.')}. With Ollama (https://ollama.com) and `ollama pull "
+                f"{DEFAULT_MODEL}` an LLM of yours takes its place."
+            )
         if options.llm == "auto":
             return None, (
                 f"Restarts are proposed by mutation: {str(error).rstrip('.')}. For LLM restarts "
