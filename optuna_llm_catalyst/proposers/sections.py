@@ -206,7 +206,7 @@ def wanted(request: ProposalRequest, options: MetaPromptOptions) -> str:
         sentences.append(
             "Nothing was measured yet, so write from the task alone and take several points of "
             "view: what the text is, what it is about, what its writer wants or feels, how a "
-            "reader would sum it up, as what it would be filed."
+            "reader would sum it up, where it would be filed."
         )
     if request.fixed:
         tokens = sorted(request.fixed.items())

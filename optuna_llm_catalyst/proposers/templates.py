@@ -207,8 +207,7 @@ def _whole(space: PromptSpace, text: str) -> RestartPrompt | None:
         return None
     n_used = space.num_virtual_tokens - prompt.n_padding
     kept = space.vocabulary.decode(prompt.token_ids[:n_used])
-    is_kept = _letters(kept) == _letters(text) and not prompt.n_truncated
-    return prompt if is_kept else None
+    return prompt if _letters(kept) == _letters(text) else None
 
 
 def _letters(text: str) -> str:
