@@ -2,16 +2,20 @@
 # `make test-plain` runs the tests that calculate once more, as on a processor without vector units.
 PYTHON ?= python3
 BIN := .venv/bin
-STAGES ?= 10
+STAGES ?= 8
 # The tests run in several processes: one thread for each is enough.
 THREADS ?= 1
 PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n logical --maxprocesses 4
 
-.PHONY: demo test test-plain lint clean
+.PHONY: demo dashboard test test-plain lint clean
 
+# 8 examples a label: with more of them a prompt has little to win here.
 demo: .venv/.demo
-	$(BIN)/optuna-llm-catalyst tune demo --storage sqlite:///demo.db --study-name demo \
-		--stages $(STAGES) --steps 60 --artifacts demo.artifacts
+	$(BIN)/optuna-llm-catalyst tune demo --shots 8 --storage sqlite:///demo.db --study-name demo \
+		--stages $(STAGES) --steps 40 --text-steps 60 --artifacts demo.artifacts
+
+dashboard: .venv/.demo
+	$(BIN)/optuna-dashboard sqlite:///demo.db --artifact-dir demo.artifacts
 
 test: .venv/.dev
 	$(PYTEST)

@@ -22,6 +22,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable
 from collections.abc import Iterator
+from dataclasses import replace
 import gzip
 import json
 from pathlib import Path
@@ -53,6 +54,15 @@ from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers import Provider
 
 
+#: The tasks' own cards have no descriptions.
+DESCRIPTIONS = {
+    "ag_news": "Sort news by their topic.",
+    "dbpedia": "Sort encyclopedia articles by the kind of thing that they are about.",
+    "sst2": "Tell whether a sentence from a film review is positive or negative.",
+    "subj": "Tell whether a sentence about a film is an opinion or tells its plot.",
+    "trec": "Sort questions by the kind of answer they ask for.",
+    "yelp_polarity": "Tell whether a customer's review of a business is positive or negative.",
+}
 WITHOUT_LLM = ("random", "templates", "mutation")
 SIDES = ("labels", "both")
 _N_MUTATION_STARTS = 2
@@ -77,7 +87,11 @@ def sections_of(arm: str) -> tuple[str, ...]:
 def make_task(folder: Path, seed: int, args: argparse.Namespace) -> Task:
     """A few-shot task with the first of its test examples."""
     task = few_shot(load_task(folder), args.shots, seed)
-    return Task(**{**vars(task), "test": task.test[: args.test_examples]})
+    return replace(
+        task,
+        test=task.test[: args.test_examples],
+        description=task.description or DESCRIPTIONS.get(folder.name, ""),
+    )
 
 
 def make_objective(

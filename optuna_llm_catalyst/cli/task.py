@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from optuna_llm_catalyst import prompt_tuning
 from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.prompt_tuning.data.loading import DEMO_FOLDER
 
 
+#: What a large LLM replied to the demo's own study, recorded once.
+DEMO_REPLIES = DEMO_FOLDER.parent / "replies.jsonl"
 _MAX_LABELS = 12
 
 
@@ -21,6 +26,12 @@ def load_task(options: TuneOptions) -> tuple[prompt_tuning.Task, list[str]]:
     if options.shots:
         task = prompt_tuning.few_shot(task, options.shots, options.seed)
     return task, [_sizes(task), *_draw(task, options), *task.notes]
+
+
+def recorded_replies(options: TuneOptions) -> Path | None:
+    """Replies that stand in for an LLM where none answers: there are some for the demo."""
+    is_demo = options.data == "demo" and not Path(options.data).is_dir()
+    return DEMO_REPLIES if is_demo else None
 
 
 def _sizes(task: prompt_tuning.Task) -> str:

@@ -27,6 +27,7 @@ from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.cli.results import print_results
 from optuna_llm_catalyst.cli.run_stages import run_stages
 from optuna_llm_catalyst.cli.task import load_task
+from optuna_llm_catalyst.cli.task import recorded_replies
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
@@ -47,7 +48,7 @@ def run(options: TuneOptions) -> int:
     task, found = load_task(options)
     for line in found:
         output.say(line)
-    provider, line = choose_llm(options, device=options.device)
+    provider, line = choose_llm(options, device=options.device, recorded=recorded_replies(options))
     progress = StageProgress(options)
     model, objective = _model_and_objective(options, task, progress)
     objective.prompts.check()

@@ -24,6 +24,7 @@ from optuna_llm_catalyst.prompt_tuning.data.task import Task
 
 
 _DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parents[2] / "demo" / "customer_support"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _folder(name: str) -> Path:
     if os.path.isdir(name):
         return Path(name)
     if name == _DEMO:
-        return Path(__file__).parents[2] / "demo" / "customer_support"
+        return DEMO_FOLDER
     problem = "no such file" if name.lower().endswith(SUFFIXES) else "no such folder"
     raise DataError(
         f"{name}: {problem}; give a folder that holds train.jsonl (or .csv, .tsv, .parquet) and, "
