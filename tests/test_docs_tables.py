@@ -14,6 +14,7 @@ import pytest
 import optuna_llm_catalyst as package
 from optuna_llm_catalyst import prompt_tuning
 from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.prompt_tuning.objective import TEXT_STAGE
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 
@@ -85,6 +86,12 @@ def test_options_are_those_of_tune_with_their_defaults(described: Table) -> None
             assert literal(cell) == default, option
         elif re.fullmatch("`[^`]+`", cell):
             assert cell.strip("`") == default, option
+
+
+def test_the_stage_of_a_text_prompt_is_the_one_described() -> None:
+    rows = {row[0].strip("`"): row for row in PARAMETERS["PromptTuningObjective"].rows}
+    (code,) = re.findall(r"`(GradientStage\(.+\))`", rows["text_stage"][2])
+    assert eval(code, {"GradientStage": prompt_tuning.GradientStage}) == TEXT_STAGE
 
 
 def test_the_sections_are_those_of_the_meta_prompt() -> None:

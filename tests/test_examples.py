@@ -72,6 +72,7 @@ def test_the_notebook_runs(
 
     origins = [trial.user_attrs["origin"] for trial in names["study"].trials]
     assert origins == ["template", "template", "llm"]
+    assert isinstance(names["study"].pruner, optuna.pruners.NopPruner)
     task, classifier, loaded = (names[name] for name in ("task", "classifier", "loaded"))
     assert names["rows"][-1].name == "fitted ensemble"
     assert (names["predicted"] == names["names"]).mean() > 0.5  # A guess: one in six.
