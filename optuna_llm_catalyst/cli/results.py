@@ -66,10 +66,13 @@ def _measure(
             measured.classifier.table = product_table.markdown(
                 compared, product=measured.name, metric=_score_name(objective)
             )
+    except CheckpointError as error:
+        output.say(f"warning: there is no ensemble: {error}")
+        return None, []
+    try:
         save_product(study, measured.classifier, objective.prompts.artifact_store)
     except CheckpointError as error:
         output.say(f"warning: the ensemble is not kept: {error}")
-        return None, []
     return measured, compared
 
 

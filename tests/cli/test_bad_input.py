@@ -25,6 +25,7 @@ from transformers import AutoModel
 
 from optuna_llm_catalyst.cli import export
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli import results
 from optuna_llm_catalyst.cli.journal import JournalLock
 from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.exceptions import CheckpointError
@@ -491,6 +492,7 @@ def test_full_disk_behind_the_artifacts(
         raise CheckpointError("No space left on device")
 
     monkeypatch.setattr(checkpoints, "save", full)
+    monkeypatch.setattr(results, "save_product", full)
     if not has_room:
         monkeypatch.setattr(PromptStore, "save_unsaved", full)
     result = tune("--json")
@@ -498,6 +500,8 @@ def test_full_disk_behind_the_artifacts(
     files = [*Path("llm_catalyst_artifacts").glob("soft_prompts_*/*.safetensors")]
     assert result.code == 0 and result.json["test"]["chosen"]["n_examples"] == 18
     assert "objective" not in result.err
+    assert "warning: the ensemble is not kept: No space left on device" in result.err
+    assert [row["name"] for row in result.json["comparison"]][-1] == "fitted ensemble"
     assert len(files) == (2 if has_room else 0)
     assert has_room or not [*Path("llm_catalyst_artifacts").iterdir()]
     lost = "the soft prompts of the stages 0, 1 are lost"

@@ -16,7 +16,7 @@ from tests.cli.conftest import Cli
 
 @pytest.fixture
 def study(tune: Cli) -> optuna.Study:
-    tune("--stages", 4)
+    tune("--stages", 4, "--n-startup-trials", 3)
     return optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
 
 
@@ -61,7 +61,9 @@ def test_export_writes_the_classifier(cli: Cli, study: optuna.Study) -> None:
     found = load_classifier("a folder")
     assert result.code == 0 and result.err == ""
     assert found.ensemble.numbers == (0, 1, 2, 3)
-    assert "Classifier of 4 stages (uniform, without a fit) exported to a folder/" in result.out
+    assert "Classifier of 4 stages (fitted) exported to a folder/" in result.out
+    card = Path("a folder/README.md").read_text()
+    assert "| fitted ensemble |" in card and "| linear probe |" in card
     assert "predict 'a folder' --text" in result.out
 
 

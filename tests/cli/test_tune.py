@@ -20,6 +20,7 @@ import pytest
 from optuna_llm_catalyst import load_trajectory
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import options
+from optuna_llm_catalyst.cli.task import DEMO_REPLIES
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import pretrained
 from tests.cli.conftest import Cli
@@ -385,12 +386,18 @@ def test_defaults_are_the_librarys() -> None:
 
 
 def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
-    result = cli("tune", "demo", "--stages", 1, "--steps", 10, "--json")
+    """Without Ollama its first start is a recorded reply, and the screen says so."""
+    options = ("--shots", 8, "--steps", 10, "--text-prompts", 0)
+    result = cli("tune", "demo", "--stages", 1, *options, "--json")
 
     [stage] = result.json["stages"]
-    assert stage["origin"] == "template" and "message" in stage["prompt"]
+    first = json.loads(DEMO_REPLIES.read_text().splitlines()[0])
+    assert stage["origin"] == "llm"
+    assert stage["prompt"].casefold() in first["reply"].casefold()
+    assert "recorded for this demo, as Ollama does not answer" in result.err
     assert "all-MiniLM-L6-v2" in result.err
     assert stage["loss"] < stage["loss_before"]
+    assert result.json["product"] == "fitted ensemble"
     # Six intents: a third of the messages is twice what guessing finds.
     assert result.json["test"]["chosen"]["accuracy"] > 1 / 3
 
