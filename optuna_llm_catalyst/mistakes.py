@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+import math
 from typing import Any
 
 from optuna_llm_catalyst.schema import AnyFloat
@@ -99,14 +100,14 @@ class EnsembleRecord:
         loss: Its validation loss, in nats.
         accuracy: Its validation accuracy, in [0, 1].
         mistakes: What it gets wrong.
-        value: What it comes to by what the study optimises; None if not recorded.
+        value: What it comes to by what the study optimises; not a number if not recorded.
     """
 
     n_members: int
     loss: AnyFloat
     accuracy: float
     mistakes: Mistakes = Mistakes()
-    value: AnyFloat | None = None
+    value: AnyFloat = math.nan
 
     def to_json(self) -> dict[str, Any]:
         """A dict of strings, numbers and lists."""

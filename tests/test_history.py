@@ -290,7 +290,7 @@ def test_the_largest_and_latest_ensemble_of_a_finished_stage_is_told(
     known = []
     for number, (n_members, state) in enumerate(ensembles):
         trial = add(study, WORDS[number + 1], None, state=TrialState.RUNNING)
-        record = EnsembleRecord(n_members or 0, 0.5, number / 100, Mistakes())
+        record = EnsembleRecord(n_members or 0, 0.5, number / 100, value=0.5)
         if n_members is not None:
             record_ensemble(trial, record)
         if state != TrialState.RUNNING:
@@ -303,11 +303,12 @@ def test_the_largest_and_latest_ensemble_of_a_finished_stage_is_told(
 
 def test_an_ensemble_that_cannot_be_read_is_passed_over() -> None:
     study = optuna.create_study()
-    for payload in (EnsembleRecord(2, 0.5, 0.75).to_json(), {"n_members": "many"}):
+    for payload in (EnsembleRecord(2, 0.5, 0.75, value=0.5).to_json(), {"n_members": "many"}):
         trial = add(study, WORDS[len(study.trials) + 1], None, state=TrialState.RUNNING)
         records.save(trial, "ensemble", payload)
         study.tell(trial, 0.5)
-    assert history.from_study(study, SPACE, top_k=1).ensemble == EnsembleRecord(2, 0.5, 0.75)
+    expected = EnsembleRecord(2, 0.5, 0.75, value=0.5)
+    assert history.from_study(study, SPACE, top_k=1).ensemble == expected
 
 
 def test_a_stage_that_recorded_nothing_is_told_all_the_same() -> None:

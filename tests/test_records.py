@@ -222,7 +222,10 @@ def test_mistakes_are_left_on_any_kind_of_trial(
 
 def test_an_ensemble_survives_in_every_storage(storage: BaseStorage) -> None:
     study = optuna.create_study(storage=storage)
-    ensembles = [EnsembleRecord(3, 0.5, 0.25, MISTAKES), EnsembleRecord(1, 0.1, 1.0)]
+    ensembles = [
+        EnsembleRecord(3, 0.5, 0.25, MISTAKES, value=0.75),
+        EnsembleRecord(1, 0.1, 1.0, value=1.0),
+    ]
     for ensemble in ensembles:
         trial = study.ask()
         assert load_ensemble(trial) is None
@@ -235,7 +238,7 @@ def test_a_loss_that_is_no_number_is_kept_as_that() -> None:
     trial = optuna.create_study().ask()
     record_ensemble(trial, EnsembleRecord(1, float("nan"), 0.5))
     kept = load_ensemble(trial)
-    assert kept is not None and kept.loss != kept.loss
+    assert kept is not None and kept.loss != kept.loss and kept.value != kept.value
 
 
 def test_mistakes_survive_in_every_storage(storage: BaseStorage) -> None:

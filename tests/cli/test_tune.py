@@ -394,7 +394,7 @@ def test_the_demo_runs_on_the_real_model(cli: Cli) -> None:
     first = json.loads(DEMO_REPLIES.read_text().splitlines()[0])
     assert stage["origin"] == "llm"
     assert stage["prompt"].casefold() in first["reply"].casefold()
-    assert "recorded for this demo, as Ollama does not answer" in result.err
+    assert "recorded for this demo, as no Ollama server answers at" in result.err
     assert "all-MiniLM-L6-v2" in result.err
     assert stage["loss"] < stage["loss_before"]
     assert result.json["product"] == "fitted ensemble"

@@ -249,7 +249,11 @@ def test_a_test_score_has_a_value(metric: Any, store: Store) -> None:
 @pytest.mark.parametrize("metric", ["loss", "accuracy"])
 def test_the_best_text_prompts_are_those_of_the_best_values(metric: str, store: Store) -> None:
     objective = make_objective(
-        store=store, metric=metric, n_text_prompts=2, text_stage=tiny_stage(batch_size=8)
+        store=store,
+        metric=metric,
+        n_text_prompts=2,
+        text_stage=tiny_stage(batch_size=8),
+        later_texts="turns",
     )
     study = study_of(objective)
     for value in (0.5, 0.6, 0.55):
