@@ -168,7 +168,7 @@ def run(
     labels = [example.label for example in objective.task.test]
     stages = [
         objective.test(objective.prompts.load(study, trial.number)).accuracy
-        for trial in study.trials
+        for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
     ]
     origins = [trial.user_attrs["origin"] for trial in study.trials]
     return {
@@ -263,6 +263,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--record", type=Path, help="folder for the LLM's replies")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file, one line a run")
     args = parser.parse_args()
+    if args.data and args.out.suffix == ".gz":
+        parser.error("--out must be a plain file to write to: a compressed one is only read")
     for arm in args.arms:
         if arm not in WITHOUT_LLM:
             sections_of(arm)  # Raises for a name that is none.

@@ -104,7 +104,9 @@ class LLMOptions:
     """Which LLM, and where."""
 
     llm: str = option(
-        "auto", f"Who proposes restarts: {KINDS}. auto: Ollama if it answers, else mutation."
+        "auto",
+        f"Who proposes restarts: {KINDS}. auto: Ollama if it answers, else for demo recorded "
+        "replies, else templates and mutation.",
     )
     llm_url: str = option("", "URL of the LLM's server, if not Ollama's usual one.")
     llm_api_key: str = option("", "API key for openai:MODEL. Default: $LLM_CATALYST_API_KEY.")

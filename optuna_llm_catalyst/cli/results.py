@@ -35,12 +35,13 @@ def print_results(
     numbers = {name: row.number for name, row in stages.items() if row}
     tested = {n: _test(study, objective, i) for n, i in numbers.items() if objective.task.test}
     measured, compared = _measure(study, objective) if first else (None, [])
+    is_kept = measured is not None and _keep(study, measured, objective)
 
     parts = report.stages(rows)
     if "chosen" in numbers:
         parts.append(f"Chosen by validation {options.metric}: stage {numbers['chosen']}.")
     if measured:
-        parts += _product_parts(measured, compared, objective)
+        parts += _product_parts(measured, compared, objective, is_kept=is_kept)
     parts.append(f"Next: {_dashboard_command(options.storage, options.artifacts)}")
     document = {
         **report.document(study, rows),
@@ -58,7 +59,7 @@ def print_results(
 def _measure(
     study: optuna.Study, objective: PromptTuningObjective
 ) -> tuple[Product | None, list[Row]]:
-    """The study's product, which is kept with the study, and the rows of its comparison."""
+    """The study's product, and the rows of its comparison."""
     try:
         measured = product.measure(objective, study)
         compared = _compared(measured, objective)
@@ -69,11 +70,17 @@ def _measure(
     except CheckpointError as error:
         output.say(f"warning: there is no ensemble: {error}")
         return None, []
+    return measured, compared
+
+
+def _keep(study: optuna.Study, measured: Product, objective: PromptTuningObjective) -> bool:
+    """Keeps the product with its study, where `export` finds it; returns whether it could be."""
     try:
         save_product(study, measured.classifier, objective.prompts.artifact_store)
     except CheckpointError as error:
-        output.say(f"warning: the ensemble is not kept: {error}")
-    return measured, compared
+        output.say(f"warning: the ensemble is not kept: {error}. Repeat with --stages 0.")
+        return False
+    return True
 
 
 def _compared(measured: Product, objective: PromptTuningObjective) -> list[Row]:
@@ -86,11 +93,12 @@ def _compared(measured: Product, objective: PromptTuningObjective) -> list[Row]:
 
 
 def _product_parts(
-    measured: Product, compared: list[Row], objective: PromptTuningObjective
+    measured: Product, compared: list[Row], objective: PromptTuningObjective, *, is_kept: bool
 ) -> list[Any]:
     numbers = measured.classifier.ensemble.numbers
     stages = "1 stage" if len(numbers) == 1 else f"{len(numbers)} stages"
-    said = f"The study's classifier is the {measured.name} of {stages}: export it with `export`."
+    export = ": export it with `export`" if is_kept else ""
+    said = f"The study's classifier is the {measured.name} of {stages}{export}."
     if not compared:
         return [f"There are no test examples, so nothing is measured. {said}"]
     shown = product_table.parts(

@@ -19,6 +19,7 @@ from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import checks
 from optuna_llm_catalyst.prompt_tuning import refining
 from optuna_llm_catalyst.prompt_tuning import stage_records
+from optuna_llm_catalyst.prompt_tuning import text_prompts
 from optuna_llm_catalyst.prompt_tuning import workers
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
@@ -181,6 +182,8 @@ class PromptTuningObjective:
             plan, start = self._plans.continued(study, refinement.refined_from)
         else:
             plan, start = self._plans.next(study, trial.number), None
+        if plan.reading.is_trained:
+            text_prompts.mark(trial)
         # A sampler that screens does so at the first suggestion: its passes are the trial's, too.
         with self.model.metered() as passes:
             prompt = self.space.suggest(trial)

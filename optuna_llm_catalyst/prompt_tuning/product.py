@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import optuna
+from optuna.trial import TrialState
 import torch
 from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import baselines
+from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import ensemble
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.stage_plan import placed
@@ -73,9 +75,9 @@ def _baselines(objective: PromptTuningObjective) -> dict[str, Tensor]:
 
 
 def _stages(objective: PromptTuningObjective, study: optuna.Study) -> dict[str, Tensor]:
-    first = ensemble.member_trials(study)[0].number
-    found = {}
-    for name, number in {FIRST: first, CHOSEN: study.best_trial.number}.items():
+    complete = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    chosen, found = checkpoints.best_trial(study).number, {}
+    for name, number in {FIRST: complete[0].number, CHOSEN: chosen}.items():
         try:
             trained = placed(objective.prompts.load(study, number), objective.model)
         except CheckpointError as error:

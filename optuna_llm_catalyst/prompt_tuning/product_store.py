@@ -19,6 +19,7 @@ from optuna_llm_catalyst.prompt_tuning.checkpoints import explained
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.classifier_files import ClassifierState
 from optuna_llm_catalyst.prompt_tuning.classifier_files import FILE_NAME
+from optuna_llm_catalyst.prompt_tuning.ensemble import member_trials
 from optuna_llm_catalyst.schema import encode
 
 
@@ -30,11 +31,19 @@ _RECORD = "classifier"
 
 @dataclass(frozen=True)
 class ProductRecord:
-    """Which artifact a study's classifier is, and the stages that it is made of."""
+    """Which artifact a study's classifier is.
+
+    Attributes:
+        artifact_id: The artifact.
+        sha256: Its checksum.
+        stages: The stages that it is made of.
+        complete: Those that it could have been made of: a prompt may be on another machine.
+    """
 
     artifact_id: str
     sha256: str
     stages: tuple[int, ...]
+    complete: tuple[int, ...]
 
 
 def save_product(study: optuna.Study, classifier: PromptClassifier, store: ArtifactStore) -> None:
@@ -54,14 +63,16 @@ def save_product(study: optuna.Study, classifier: PromptClassifier, store: Artif
         artifact_id = upload_artifact(
             artifact_store=store, file_path=str(path), study_or_trial=study
         )
-        record = ProductRecord(artifact_id, checksum(path), classifier.ensemble.numbers)
+        complete = tuple(trial.number for trial in member_trials(study))
+        stages = classifier.ensemble.numbers
+        record = ProductRecord(artifact_id, checksum(path), stages, complete)
     records.save_to_study(study, _RECORD, encode(record))
 
 
 def product_stages(study: optuna.Study) -> tuple[int, ...]:
-    """The numbers of the stages that a study's product is made of; empty if it has none."""
+    """The stages that were complete when a study's product was made; empty if it has none."""
     record = records.load_from_study(study, _RECORD, ProductRecord)
-    return () if record is None else record.stages
+    return () if record is None else record.complete
 
 
 def load_product(study: optuna.Study, store: ArtifactStore) -> ClassifierState | None:

@@ -25,6 +25,7 @@ from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
+from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 from optuna_llm_catalyst.prompt_tuning.study_ensemble import StudyEnsemble
 from optuna_llm_catalyst.trajectory import Trajectory
@@ -95,7 +96,9 @@ class StageRecorder:
 
     def _record_ensemble(self, trial: Trial, trained: Prompt) -> None:
         """Leaves on a trial how good the ensemble is with its stage, and what it gets wrong."""
-        others = [m for m in self._ensemble.members(trial.study) if m.number != trial.number]
+        stage = records.load(trial, "stage", StageRecord)
+        replaced = (trial.number, None if stage is None else stage.refined_from)
+        others = [m for m in self._ensemble.members(trial.study) if m.number not in replaced]
         members = [*others, self._ensemble.keep(trial.study, trial.number, trained)]
         log_probs = self._ensemble.validation_log_probs(members).cpu()  # (n, C)
         labels = torch.tensor([example.label for example in self._task.validation])

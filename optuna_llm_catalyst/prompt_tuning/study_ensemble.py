@@ -38,7 +38,8 @@ class StudyEnsemble:
         self._model = model
         self._data = data
         self._prompts = prompts
-        self._members: dict[tuple[str, int], Member | None] = {}
+        self._members: dict[tuple[str, int], Member] = {}
+        self._named: set[tuple[str, int]] = set()
 
     def members(self, study: optuna.Study) -> list[Member]:
         """The members so far. One whose prompt cannot be loaded is left out and named once."""
@@ -53,10 +54,16 @@ class StudyEnsemble:
                 try:
                     self.keep(study, trial.number, self._prompts.load_of(study, trial).prompt)
                 except CheckpointError as error:
-                    _logger.warning(f"Stage {trial.number} is left out of the ensemble: {error}")
-                    self._members[key] = None
+                    self._warn(key, error)
+                    continue
             found.append(self._members[key])
-        return [member for member in found if member is not None]
+        return found
+
+    def _warn(self, key: tuple[str, int], error: CheckpointError) -> None:
+        # It is tried again each time: a store may have had a bad moment.
+        if key not in self._named:
+            self._named.add(key)
+            _logger.warning(f"Stage {key[1]} is left out of the ensemble: {error}")
 
     def keep(self, study: optuna.Study, number: int, trained: Prompt) -> Member:
         """Keeps the prompt of a stage as a member."""

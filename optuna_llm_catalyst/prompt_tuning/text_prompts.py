@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import get_args
 from typing import Literal
 
+from optuna.trial import BaseTrial
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 
@@ -19,6 +20,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 
 
+_MARK = "trains_text_prompt"
 #: What stages read that train no text prompt.
 LaterTexts = Literal["plain", "turns", "prompted"]
 
@@ -40,6 +42,14 @@ class Reading:
         if self.is_trained:
             return "trained here"
         return "none" if self.text_prompt is None else f"of stage {self.text_prompt}"
+
+
+def mark(trial: BaseTrial) -> None:
+    """Says on a running trial that it trains a text prompt, before it has a start.
+
+    A proposal may take minutes, in which other workers would train one, too.
+    """
+    records.save(trial, _MARK, True)
 
 
 def check_later_texts(later_texts: str) -> None:
@@ -75,7 +85,10 @@ def choose(
     for trial in trials:
         is_running = trial.state == TrialState.RUNNING
         record = records.load(trial, "stage", StageRecord)
-        if trial.number == number or record is None:
+        if trial.number == number:
+            continue
+        if record is None:
+            n_training += is_running and bool(records.load(trial, _MARK, bool))
             continue
         if trial.state not in records.FINISHED and not is_running:
             continue

@@ -105,7 +105,7 @@ def ensemble(request: ProposalRequest, options: MetaPromptOptions) -> str:
     if record is None:
         return ""
     together = (
-        "The classifier is an ensemble, the average of all trained prompts. With "
+        "The classifier is an ensemble: it averages what all trained prompts predict. With "
         f"{counted(record.n_members, 'prompt')} it has {directions.value_name(request.history)} "
         f"{record.loss:.3f}, accuracy {record.accuracy:.3f}. A prompt that repeats a good wording "
         "adds little to it, one that sees what the others miss adds more."

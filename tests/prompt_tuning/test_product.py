@@ -8,14 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import baselines
+from optuna_llm_catalyst.prompt_tuning import load_classifier
 from optuna_llm_catalyst.prompt_tuning import product
+from optuna_llm_catalyst.prompt_tuning.checkpoints import best_trial
 from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
 from optuna_llm_catalyst.prompt_tuning.ensemble import averaged
 from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
 from optuna_llm_catalyst.prompt_tuning.fitted import fit_groups
 from optuna_llm_catalyst.prompt_tuning.linear_fit import fit_readout
+from optuna_llm_catalyst.prompt_tuning.product_store import save_product
 
 from .tiny import hard
 from .tiny import LABELS
@@ -130,3 +134,39 @@ def test_templates_stand_before_the_names(monkeypatch: pytest.MonkeyPatch) -> No
 
 def encode(text: str) -> list[int]:
     return list(tiny_tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_product_without_a_lost_stage_is_loaded_all_the_same(store: Store) -> None:
+    """Another machine's prompt is not in this machine's store."""
+    objective, study = make_study("dual", store, n_text_prompts=0)
+    store.remove(study.trials[1].user_attrs["soft_prompt_artifact"])
+    here = make_objective("dual", store=store, n_text_prompts=0)
+    made = product.measure(here, study).classifier
+    assert made.ensemble.numbers == (0, 2)
+    save_product(study, made, store)
+    loaded = load_classifier(study, artifact_store=store, model=make_dual())
+    assert loaded.ensemble.numbers == (0, 2) and loaded.is_fitted
+
+
+def test_the_chosen_row_is_the_chosen_stage_and_the_first_the_first(store: Store) -> None:
+    """Of equal stages the one of the lowest loss is chosen; a refined stage stays the first."""
+    objective = make_objective("dual", store=store, metric="accuracy", n_text_prompts=0)
+    study = optuna.create_study(direction="maximize")
+    for _ in range(3):
+        trial = study.ask()
+        objective(trial)
+        study.tell(trial, 0.5)
+    best = best_trial(study)
+    objective.refine(study, n_steps=1)
+    rows = product.measure(objective, study).log_probs
+    for name, number in ((product.FIRST, 0), (product.CHOSEN, best_trial(study).number)):
+        prompt, split = objective.data.read(objective.prompts.load(study, number).prompt, "test")
+        torch.testing.assert_close(rows[name], objective.model.log_probs(prompt, split)[0])
+    assert best.value == 0.5
+
+
+def test_a_refined_stage_takes_the_place_of_what_it_continues(store: Store) -> None:
+    objective, study = make_study("dual", store)
+    refined = objective.refine(study, n_steps=1)
+    record = records.load_ensemble(refined)
+    assert record is not None and record.n_members == 3

@@ -149,7 +149,7 @@ def test_refining_ends_after_so_many_evaluations_that_are_no_better(
     )
     ensemble = records.load_ensemble(refined)
     assert ensemble is not None
-    assert ensemble.n_members == 3
+    assert ensemble.n_members == 2
 
 
 def test_refining_is_patient_for_three_evaluations(tuned: optuna.Study, store: Store) -> None:

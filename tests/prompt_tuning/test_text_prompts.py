@@ -170,6 +170,21 @@ def test_a_stage_beside_the_one_that_trains_it_reads_plain_texts(store: Store) -
     assert text_prompts(study) == [0, None, 0, None]
 
 
+def test_one_stage_trains_a_text_prompt_however_long_its_proposal_takes(store: Store) -> None:
+    """Other workers see that it does before it has a start."""
+    objective, seen = two_sided(store), []
+
+    class Slow(optuna.samplers.RandomSampler):
+        def sample_independent(self, study: optuna.Study, trial, name, distribution):  # type: ignore[no-untyped-def]
+            if trial.number == 0 and not seen:
+                seen.append(choose(study.get_trials(), 1, 1))
+            return super().sample_independent(study, trial, name, distribution)
+
+    study = optuna.create_study(sampler=Slow(seed=0))
+    study.optimize(objective, n_trials=1)
+    assert seen == [Reading()]
+
+
 @pytest.mark.parametrize("n_first", [1, 2, 3])
 def test_a_study_goes_on_with_its_text_prompt(n_first: int, store: Store) -> None:
     values = []
