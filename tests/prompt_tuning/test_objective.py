@@ -488,6 +488,7 @@ def test_a_stage_on_minilm_lowers_the_demos_loss(minilm: Pretrained, store: Stor
         task,
         PromptSpace(minilm.tokenizer, 4),
         stage=GradientStage(n_steps=6, eval_every=3),
+        text_stage=GradientStage(n_steps=6, eval_every=3, batch_size=8),
         artifact_store=store,
         n_checked_swaps=2,
     )
