@@ -6,7 +6,6 @@ from dataclasses import asdict
 import hashlib
 
 import optuna
-import torch
 
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import LLMProposer
@@ -29,10 +28,10 @@ from optuna_llm_catalyst.cli.run_stages import run_stages
 from optuna_llm_catalyst.cli.task import load_task
 from optuna_llm_catalyst.cli.task import recorded_replies
 from optuna_llm_catalyst.exceptions import CheckpointError
-from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
+from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.proposers.phrases import MAX_EXAMPLE
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
@@ -118,7 +117,7 @@ def _model_and_objective(
         raise output.UserError("--prompt-position needs --model-type sequence-classifier.")
     pretrained = prompt_tuning.load_pretrained(
         options.model,
-        device=_device(options.device),
+        device=usable_device(options.device),
         trust_remote_code=options.trust_remote_code,
     )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
@@ -242,14 +241,3 @@ def _examples(task: prompt_tuning.Task) -> list[tuple[str, str]]:
         (" / ".join(filter(None, [e.text, e.text_pair]))[: MAX_EXAMPLE + 1], task.labels[e.label])
         for _, e in sorted(first.items())
     ][:_MAX_EXAMPLES]
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # Some devices, such as meta, hold no numbers.
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:
-        raise output.UserError(f"--device {name!r} cannot be used: {first_line(error)}") from error
-    return name

@@ -185,7 +185,7 @@ FAULTS = {
     ),
     "device": (
         ["tune", "{data}", "--model", "{model}", "--device", "abacus"],
-        "--device 'abacus' cannot be used",
+        "The device 'abacus' cannot be used",
     ),
     "seed": (
         ["tune", "{data}", "--seed", "-1"],
