@@ -117,7 +117,7 @@ def _model_and_objective(
         raise output.UserError("--prompt-position needs --model-type sequence-classifier.")
     pretrained = prompt_tuning.load_pretrained(
         options.model,
-        device=usable_device(options.device),
+        device=usable_device(options.device, called="--device"),
         trust_remote_code=options.trust_remote_code,
     )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")

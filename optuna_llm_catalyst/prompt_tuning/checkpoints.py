@@ -29,6 +29,7 @@ from optuna.trial import Trial
 from optuna.trial import TrialState
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CheckpointError
@@ -137,12 +138,7 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
     there, was not written by this package, or is incomplete.
     """
     name = name or str(path)
-    with (
-        explained(f"{name}: not a safetensors file"),
-        safe_open(str(path), framework="pt") as file,
-    ):
-        texts = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    texts, tensors = read_tensors(path, f"{name}: not a safetensors file")
     with explained(f"{name}: no soft prompt of this package (format {_FORMAT})"):
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
         if metadata.format != _FORMAT:
@@ -154,6 +150,17 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
         if not prompt.is_finite():
             raise ValueError("it holds numbers that are not finite")
     return TrainedPrompt(prompt, metadata.facts)
+
+
+def read_tensors(path: str | Path, problem: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: Which begins with the problem, if it cannot be read.
+    """
+    with explained(problem), safe_open(str(path), framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return file.metadata() or {}, tensors
 
 
 def save(trial: BaseTrial, trained: TrainedPrompt, store: ArtifactStore) -> None:

@@ -23,13 +23,13 @@ import math
 from pathlib import Path
 import re
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 import torch
 from torch import Tensor
 
 from optuna_llm_catalyst.file_writing import write_whole
 from optuna_llm_catalyst.prompt_tuning.checkpoints import explained
+from optuna_llm_catalyst.prompt_tuning.checkpoints import read_tensors
 from optuna_llm_catalyst.prompt_tuning.ensemble import Group
 from optuna_llm_catalyst.prompt_tuning.ensemble import Member
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
@@ -163,12 +163,7 @@ def read(path: str | Path, *, name: str = "") -> ClassifierState:
     path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     name = name or str(path)
-    with (
-        explained(f"{name}: no safetensors file"),
-        safe_open(str(path), framework="pt") as file,
-    ):
-        texts = file.metadata() or {}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    texts, tensors = read_tensors(path, f"{name}: no safetensors file")
     with explained(f"{name}: no classifier of this package (format {_FORMAT})"):
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
         _check_tensors(tensors)

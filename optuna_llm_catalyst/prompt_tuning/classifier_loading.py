@@ -79,8 +79,12 @@ def load_classifier(
     return classifier
 
 
-def usable_device(name: str) -> str:
+def usable_device(name: str, *, called: str = "The device") -> str:
     """A device by its name; ``auto`` is a GPU if there is one.
+
+    Args:
+        name: Its name.
+        called: What an error calls it, such as an option.
 
     Raises:
         ValueError: If it cannot be used.
@@ -91,7 +95,7 @@ def usable_device(name: str) -> str:
         # Some devices, such as meta, hold no numbers.
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"The device {name!r} cannot be used: {first_line(error)}") from error
+        raise ValueError(f"{called} {name!r} cannot be used: {first_line(error)}") from error
     return name
 
 

@@ -102,7 +102,7 @@ ROWS: dict[str, tuple[Callable[[], None], tuple[str, ...], str]] = {
     "timeout of 0": (_nothing, (*TUNE, "--llm-timeout", "0"), "'--llm-timeout'"),
     "startup stages": (_nothing, (*TUNE, "--n-startup-trials", "-1"), "'--n-startup-trials'"),
     "no room for a reply": (_nothing, (*TUNE, "--num-ctx", "600"), "'--num-ctx'"),
-    "33 device": (_nothing, (*TUNE, "--device", "meta"), "The device 'meta' cannot be used"),
+    "33 device": (_nothing, (*TUNE, "--device", "meta"), "--device 'meta' cannot be used"),
     "33 bytes": (_nothing, (*TUNE, "--startup-prompt", "\udcff"), "--startup-prompt must be UTF"),
     "34 data": (_nothing, ("tune", LONG), "no such folder"),
     "34 artifacts": (_nothing, (*TUNE, "--artifacts", LONG), "ame too long"),

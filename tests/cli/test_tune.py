@@ -185,7 +185,7 @@ FAULTS = {
     ),
     "device": (
         ["tune", "{data}", "--model", "{model}", "--device", "abacus"],
-        "The device 'abacus' cannot be used",
+        "--device 'abacus' cannot be used",
     ),
     "seed": (
         ["tune", "{data}", "--seed", "-1"],
