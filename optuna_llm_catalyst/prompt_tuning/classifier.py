@@ -235,13 +235,15 @@ class PromptClassifier:
         return rows
 
     def _class_matrix(self) -> tuple[NDArray[np.float32] | None, int | None]:
-        """The matrix (C, d) that makes logits of text features, and where texts are cut."""
+        """The matrix (C, d + 1) of scaled weights and biases, and where texts are cut."""
         first, *others = self.ensemble.groups
         is_plain = first.text_prompt is None and not others and not self.reads_pairs
         if not (is_plain and first.readout and isinstance(self.model, _CutsTexts)):
             return None, None
-        rows: NDArray[np.float32] = (first.readout.scale * first.readout.weights).cpu().numpy()
-        return rows, self.model.max_text_tokens
+        weights, bias = first.readout.scale * first.readout.weights, first.readout.bias
+        bias = weights.new_zeros(len(weights)) if bias is None else bias
+        rows = torch.cat([weights, bias.unsqueeze(1)], 1)  # (C, d + 1)
+        return rows.cpu().numpy(), self.model.max_text_tokens
 
 
 def _check_model(model: TaskModel, ensemble: PromptEnsemble) -> None:
@@ -267,9 +269,7 @@ def _on_device(group: Group, device: torch.device) -> Group:
         replace(member, prompt=placed(member.prompt), text_prompt=text_prompt)
         for member in group.members
     )
-    readout = group.readout
-    if readout is not None:
-        readout = replace(readout, weights=readout.weights.to(device))
+    readout = None if group.readout is None else group.readout.to(device)
     return replace(group, text_prompt=text_prompt, members=members, readout=readout)
 
 

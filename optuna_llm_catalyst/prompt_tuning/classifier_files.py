@@ -5,6 +5,7 @@ tensor                        shape        meaning
 ============================  ===========  ====================================================
 ``i.text_prompt.NAME``        (1, …)       what stands before the texts of group ``i``
 ``i.readout``                 (C, d)       its class matrix
+``i.bias``                    (C,)         what its readout adds, where it is fitted
 ``i.members.NUMBER.NAME``     (1, …)       what a stage trained, its head included
 ============================  ===========  ====================================================
 
@@ -100,6 +101,7 @@ class _Group:
     weight: float
     text_prompt: str | None = None
     scale: float | None = None
+    has_bias: bool = False
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -177,13 +179,12 @@ def read(path: str | Path, *, name: str = "") -> ClassifierState:
 
 
 def _described(group: Group) -> _Group:
-    if group.readout is not None and group.readout.bias is not None:
-        raise ValueError("A readout of an ensemble has no bias, and the file no place for one.")
     return _Group(
         tuple(_Member(member.number, member.prompt.kind.name) for member in group.members),
         group.weight,
         None if group.text_prompt is None else group.text_prompt.kind.name,
         None if group.readout is None else group.readout.scale,
+        group.readout is not None and group.readout.bias is not None,
     )
 
 
@@ -194,6 +195,8 @@ def _named(place: str, group: Group) -> Tensors:
         named |= _prefixed(f"{place}.members.{member.number}.", member.prompt)
     if group.readout is not None:
         named[f"{place}.readout"] = group.readout.weights
+        if group.readout.bias is not None:
+            named[f"{place}.bias"] = group.readout.bias
     return named
 
 
@@ -208,7 +211,8 @@ def _group(place: str, described: _Group, tensors: Mapping[str, Tensor]) -> Grou
         if "texts" not in text_prompt.tensors:
             raise ValueError(f"the prompt of group {place} stands before no text")
     if described.scale is not None:
-        readout = Readout(tensors[f"{place}.readout"], described.scale)
+        bias = tensors[f"{place}.bias"] if described.has_bias else None
+        readout = Readout(tensors[f"{place}.readout"], described.scale, bias)
     members = tuple(
         Member(m.number, _prompt(m.kind, f"{place}.members.{m.number}.", tensors), text_prompt)
         for m in described.members
@@ -234,10 +238,13 @@ def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
 def _check_labels(groups: Sequence[Group], n_labels: int) -> None:
     """Raises unless each readout and each head has one row a label."""
     for group in groups:
-        matrices = [] if group.readout is None else [group.readout.weights]
-        if any(matrix.ndim != 2 for matrix in matrices):
+        readout = group.readout
+        if readout is not None and readout.weights.ndim != 2:
             raise ValueError("a readout is no matrix")
+        if readout is not None and readout.bias is not None and readout.bias.ndim != 1:
+            raise ValueError("a bias is no vector")
+        of_group = [] if readout is None else [readout.weights, readout.bias]
         heads = [tensor[0] for m in group.members for tensor in m.prompt.head.values()]
-        for rows in (*matrices, *heads):
-            if not rows.ndim or len(rows) != n_labels:
+        for rows in (*of_group, *heads):
+            if rows is not None and (not rows.ndim or len(rows) != n_labels):
                 raise ValueError(f"a readout has the shape {tuple(rows.shape)}, not {n_labels}")

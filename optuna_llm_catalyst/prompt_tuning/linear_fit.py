@@ -6,12 +6,14 @@ notation          shape    meaning
 ``features``, X   (n, d)   features of unit norm, on any device
 ``labels``, y     (n,)     label indices; a split need not have all labels
 ``weights``, W    (C, d)   one vector a label
+``bias``, b       (C,)     added to a label's logits
 ``start``         (C, d)   the weights to which a fit is pulled
 ================  =======  ================================================================
 
-A readout gives ``log_softmax(scale * X @ W.T)``. The fit minimises the mean cross entropy plus
-``pull * ((W - start) ** 2).sum()``: a penalty towards a start that is known to be good, as L2-SP
-(arXiv 1802.01483) has it. With few examples a fit that is pulled to 0, such as the linear
+A readout gives ``log_softmax(scale * X @ W.T + b)``. The fit minimises the mean cross entropy plus
+``pull * (((W - start) ** 2).sum() + ((b / scale) ** 2).sum())``: a penalty towards a start that is
+known to be good, as L2-SP (arXiv 1802.01483) has it. The bias is the weight of one more feature
+that is always 1, and starts at 0. With few examples a fit that is pulled to 0, such as the linear
 probe, has to find again what the start already knows. All fits are in float64 on the CPU.
 """
 
@@ -53,6 +55,11 @@ class Readout:
     scale: float = 1.0
     bias: Tensor | None = None
 
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Readout:
+        """The same on another device or in another number format."""
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return Readout(self.weights.to(device, dtype), self.scale, bias)
+
     def log_probs(self, features: Tensor) -> Tensor:
         """Log-probabilities of shape ``(n, C)`` for features of shape ``(n, d)``."""
         logits = self.scale * features @ self.weights.T
@@ -86,8 +93,8 @@ class FittedReadout:
 
 def fit_towards(
     features: Tensor, labels: Tensor, start: Tensor, *, scale: float, pull: float
-) -> Tensor:
-    """The weights with the lowest mean cross entropy plus ``pull * ((W - start) ** 2).sum()``.
+) -> Readout:
+    """The readout with the lowest mean cross entropy plus penalty, see above.
 
     The problem is strictly convex: there is one minimum, wherever the search starts.
 
@@ -99,17 +106,17 @@ def fit_towards(
         pull: Above 0; infinity gives the start.
 
     Returns:
-        Weights of shape ``(C, d)`` in float32, on the features' device.
+        A readout in float32, on the features' device. It has a bias unless the pull is infinite.
 
     Raises:
         ValueError: If shapes do not match, a number is out of range, or there is no example.
     """
     towards = _checked_start(start)
     data = _checked((features, labels), "training", *towards.shape)
-    weights = towards
+    fitted = Readout(towards, scale)
     if pull != inf:
-        ((_, _, weights),) = _fits(data, towards, (scale,), (pull,))
-    return weights.to(features.device, torch.float32)
+        ((_, fitted),) = _fits(data, towards, (scale,), (pull,))
+    return fitted.to(features.device, torch.float32)
 
 
 def choose_fit(
@@ -138,19 +145,19 @@ def choose_fit(
         ValueError: As ``fit_towards``.
     """
     if start.bias is not None:
-        raise ValueError("`start` must be a readout without a bias: a fit has none.")
+        raise ValueError("`start` must be a readout without a bias: a fit's bias starts at 0.")
     towards = _checked_start(start.weights)
     train = _checked(train, "training", *towards.shape)
     features, labels = _checked(validation, "validation", *towards.shape)
     candidates = [
-        *((scale, inf, towards) for scale in (start.scale, *scales)),
+        *((inf, Readout(towards, scale)) for scale in (start.scale, *scales)),
         *_fits(train, towards, scales, pulls),
     ]
     fits = []
-    for scale, pull, weights in candidates:
-        logits = scale * features @ weights.T  # (n, C)
-        accuracy = (logits.argmax(-1) == labels).double().mean().item()
-        fits.append(Fit(scale, pull, accuracy, F.cross_entropy(logits, labels).item()))
+    for pull, readout in candidates:
+        log_probs = readout.log_probs(features)  # (n, C)
+        accuracy = (log_probs.argmax(-1) == labels).double().mean().item()
+        fits.append(Fit(readout.scale, pull, accuracy, F.nll_loss(log_probs, labels).item()))
     return min(fits, key=lambda fit: (-fit.accuracy, fit.loss, -fit.pull))
 
 
@@ -179,8 +186,8 @@ def fit_readout(
     """
     fit = choose_fit(train, validation, start, scales=scales, pulls=pulls)
     features, labels = _joined(train, validation) if refit else train
-    weights = fit_towards(features, labels, start.weights, scale=fit.scale, pull=fit.pull)
-    return FittedReadout(Readout(weights, fit.scale), fit)
+    readout = fit_towards(features, labels, start.weights, scale=fit.scale, pull=fit.pull)
+    return FittedReadout(readout, fit)
 
 
 def linear_probe(
@@ -215,26 +222,27 @@ def linear_probe(
     ]
     best = tried[accuracies.index(max(accuracies))]
     (probe,) = _probes(_joined(train, (features, labels)), n_labels, [best])
-    assert probe.bias is not None
-    return Readout(probe.weights.to(device).float(), bias=probe.bias.to(device).float())
+    return probe.to(device, torch.float32)
 
 
 def _fits(
     data: Data, start: Tensor, scales: Sequence[float], pulls: Sequence[float]
-) -> Iterator[tuple[float, float, Tensor]]:
-    """Scale, pull and weights (C, d) of each fit, in float64."""
+) -> Iterator[tuple[float, Readout]]:
+    """Pull and readout of each fit, in float64."""
     _check_positive("scales", scales)
     _check_positive("pulls", pulls)
     features, labels = data
-    inputs, directions = rotate(features.unsqueeze(0))  # (1, n, r), (1, r, d)
+    ones = torch.ones_like(features[:, :1])
+    inputs, directions = rotate(torch.cat([features, ones], 1)[None])  # (1, n, r), (1, r, d + 1)
     pulls = sorted(pulls, reverse=True)
     for scale in scales:
-        # The fit is in scale * (W - start): its logits at 0 are the start's.
+        # The fit is in scale * (W - start), and b: its logits at 0 are the start's.
         offsets = scale * (features @ start.T).unsqueeze(0)  # (1, n, C)
         penalties = features.new_tensor(pulls).unsqueeze(1) / scale**2  # (K, 1)
         path = fit_path(inputs, labels, offsets=offsets, penalties=penalties)
         for pull, moved in zip(pulls, path, strict=True):
-            yield scale, pull, start + (moved @ directions)[0] / scale
+            weights, bias = (moved @ directions)[0].split([start.shape[1], 1], 1)
+            yield pull, Readout(start + weights / scale, scale, bias.squeeze(1))
 
 
 def _probes(data: Data, n_labels: int, inverse_strengths: Sequence[float]) -> Iterator[Readout]:

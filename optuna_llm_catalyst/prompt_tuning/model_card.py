@@ -86,8 +86,9 @@ def _with_a_matrix(state: ClassifierState, max_tokens: int) -> str:
     at = f", revision={revision!r}" if revision else ""
     return f"""## Without this package
 
-`{MATRIX_NAME}` holds a vector for each label, already scaled: a text's logits are its features'
-products with them. With sentence-transformers and NumPy alone:
+`{MATRIX_NAME}` holds a row for each label: a vector and, as its last number, a bias. A text's
+logits are its features' products with the vectors, plus the biases. With sentence-transformers
+and NumPy alone:
 
 ```python
 import numpy as np
@@ -96,7 +97,9 @@ from sentence_transformers import SentenceTransformer
 encoder = SentenceTransformer({found.model_name!r}{at})
 encoder.max_seq_length = {max_tokens}
 features = encoder.encode([{_EXAMPLES[False]}], normalize_embeddings=True)
-print(np.array({list(found.labels)!r})[(features @ np.load({MATRIX_NAME!r}).T).argmax(1)])
+rows = np.load({MATRIX_NAME!r})
+logits = features @ rows[:, :-1].T + rows[:, -1]
+print(np.array({list(found.labels)!r})[logits.argmax(1)])
 ```"""
 
 

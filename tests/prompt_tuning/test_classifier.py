@@ -298,7 +298,8 @@ def test_readouts_that_are_there_are_used(all_tuned: dict[str, Tuned]) -> None:
     classifier = all_tuned["prompted"].classifier
     first, *others = classifier.ensemble.groups
     assert first.readout is not None
-    turned = replace(first, readout=Readout(first.readout.weights.flip(0), 3.0))
+    bias = torch.tensor([0.0, 1.0, -1.0])
+    turned = replace(first, readout=Readout(first.readout.weights.flip(0), 3.0, bias))
     found = PromptClassifier(
         classifier.model, replace(classifier.ensemble, groups=(turned, *others))
     )
@@ -688,7 +689,8 @@ def test_the_cards_lines_run_without_this_package(demo: Tuned, tmp_path: Path) -
     code = "import warnings; warnings.simplefilter('default')\n" + without
     code += "\nnp.save('features.npy', features)"
     printed = in_a_fresh_process(code, cwd=folder, env=environment)
-    logits = np.load(folder / "features.npy") @ np.load(folder / "class_matrix.npy").T
+    rows = np.load(folder / "class_matrix.npy")
+    logits = np.load(folder / "features.npy") @ rows[:, :-1].T + rows[:, -1]
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, demo.classifier.predict_proba(texts), atol=1e-4)
     assert re.findall("'([^']+)'", printed) == demo.classifier.predict(texts).tolist()

@@ -48,7 +48,7 @@ def made_up(**facts: Any) -> ClassifierState:
     members = [Member(n, Prompt(SOFT, {"labels": random(1, 2, 32, seed=n)})) for n in (4, 1, 7)]
     groups = (
         Group(None, tuple(members[:2]), 2 / 3, Readout(random(3, 32, seed=8), 1 / 0.03)),
-        Group(text_prompt, tuple(members[2:]), 1 / 3, Readout(random(3, 32, seed=9), 20.0)),
+        Group(text_prompt, tuple(members[2:]), 1 / 3, Readout(random(3, 32, seed=9), 20.0, random(3))),
     )
     fingerprint = make_dual().fingerprint
     settings = {"temperature": 0.05, "max_length": None, "max_virtual_tokens": 8}
@@ -98,6 +98,9 @@ def test_a_classifier_is_read_as_it_was_written(kind: str, tmp_path: Path) -> No
         if two.readout is not None:
             assert one.readout is not None and one.readout.scale == two.readout.scale
             assert torch.equal(one.readout.weights, two.readout.weights)
+            assert (one.readout.bias is None) == (two.readout.bias is None)
+            if one.readout.bias is not None and two.readout.bias is not None:
+                assert torch.equal(one.readout.bias, two.readout.bias)
 
 
 def test_the_same_classifier_gives_the_same_file(tmp_path: Path) -> None:
@@ -194,6 +197,10 @@ SPOILERS: dict[str, Callable[[Path], object]] = {
     "a_text_prompt_that_is_not_there": with_entry("groups", 0, "text_prompt", value="soft"),
     "a_text_prompt_that_is_not_told": with_entry("groups", 1, "text_prompt", value=None),
     "a_readout_that_is_not_told": with_entry("groups", 1, "scale", value=None),
+    "a_bias_that_is_not_told": with_entry("groups", 1, "has_bias", value=False),
+    "a_bias_that_is_not_there": tensors_changed(**{"1__bias": None}),
+    "a_bias_of_two_labels": tensors_changed(**{"1__bias": torch.ones(2)}),
+    "a_matrix_for_a_bias": tensors_changed(**{"1__bias": torch.ones(3, 1)}),
     "a_weight_of_zero": with_entry("groups", 0, "weight", value=0.0),
     "weights_that_do_not_sum_to_one": with_entry("groups", 0, "weight", value=0.5),
     "an_infinite_scale": with_entry("groups", 0, "scale", value=float("inf")),
@@ -201,7 +208,10 @@ SPOILERS: dict[str, Callable[[Path], object]] = {
     "a_path_for_a_revision": with_entry("facts", "revision", value="../../etc"),
     "settings_that_are_lists": with_entry("facts", "settings", "temperature", value=[1]),
     "no_tensors": tensors_changed(
-        **{name: None for name in ("0__readout", "1__readout", "0__members__4__labels")}
+        **{
+            name: None
+            for name in ("0__readout", "1__readout", "1__bias", "0__members__4__labels")
+        }
     ),
     "a_tensor_too_many": tensors_changed(**{"2__readout": torch.ones(3, 32)}),
     "a_nan": tensors_changed(**{"0__readout": NAN}),

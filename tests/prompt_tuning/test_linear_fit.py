@@ -51,11 +51,18 @@ def make_task(n: int, width: int, n_labels: int, seed: int = 0) -> tuple[Data, D
     return split(), split(), F.normalize((centres + wrong) * sizes, dim=-1)
 
 
-def penalised(data: Data, start: Tensor, scale: float, pull: float, weights: Tensor) -> Tensor:
-    """What a fit minimises, as its definition has it."""
+def penalised(data: Data, start: Tensor, scale: float, pull: float, rows: Tensor) -> Tensor:
+    """What a fit minimises, as its definition has it; ``rows`` as of ``rows_of``."""
     features, labels = data[0].double(), data[1]
-    loss = F.cross_entropy(scale * features @ weights.T, labels)
-    return loss + pull * (weights - start.double()).square().sum()
+    features = torch.cat([features, torch.ones(len(features), 1)], 1)  # (n, d + 1)
+    moved = rows - F.pad(start.double(), (0, 1))
+    return F.cross_entropy(scale * features @ rows.T, labels) + pull * moved.square().sum()
+
+
+def rows_of(readout: Readout) -> Tensor:
+    """The weights, and as those of one more feature the biases: (C, d + 1)."""
+    bias = torch.zeros(len(readout.weights)) if readout.bias is None else readout.bias
+    return torch.cat([readout.weights, bias[:, None] / readout.scale], 1).double()
 
 
 def loss_of(readout: Readout, data: Data) -> float:
@@ -84,29 +91,32 @@ def test_a_fit_is_where_another_optimiser_ends_from_any_start(
     train, _, start = make_task(n, width, n_labels)
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        weights = torch.from_numpy(flat).view_as(start).requires_grad_()
-        loss = penalised(train, start, scale, pull, weights)
-        (slope,) = torch.autograd.grad(loss, weights)
+        rows = torch.from_numpy(flat).view_as(fitted).requires_grad_()
+        loss = penalised(train, start, scale, pull, rows)
+        (slope,) = torch.autograd.grad(loss, rows)
         return loss.item(), slope.flatten().numpy()
 
-    fitted = fit_towards(*train, start, scale=scale, pull=pull).double()
+    fitted = rows_of(fit_towards(*train, start, scale=scale, pull=pull))
     for seed in range(2):
-        initial = np.random.default_rng(seed).normal(size=start.numel())
+        initial = np.random.default_rng(seed).normal(size=fitted.numel())
         options = {"maxiter": 10_000, "maxfun": 100_000, "gtol": 1e-8, "ftol": 0.0}
         end = scipy.optimize.minimize(
             objective, initial, jac=True, method="L-BFGS-B", options=options
         )
-        torch.testing.assert_close(
-            fitted, torch.from_numpy(end.x).view_as(start), rtol=0, atol=2e-4
-        )
+        found = torch.from_numpy(end.x).view_as(fitted)
+        # Added to each label alike, a bias changes no probability and is pulled to 0 slowly.
+        for rows in (fitted, found):
+            rows[:, -1] -= rows[:, -1].mean()
+        torch.testing.assert_close(fitted, found, rtol=0, atol=2e-4)
 
 
 @each_size
 def test_a_weaker_pull_fits_better_and_goes_further(n: int, width: int, n_labels: int) -> None:
     train, _, start = make_task(n, width, n_labels)
-    fits = [start, *(fit_towards(*train, start, scale=20, pull=p) for p in reversed(PULLS))]
-    losses = [loss_of(Readout(weights, 20), train) for weights in fits]
-    distances = [(weights - start).norm().item() for weights in fits]
+    pulls = [inf, *reversed(PULLS)]
+    fits = [fit_towards(*train, start, scale=20, pull=pull) for pull in pulls]
+    losses = [loss_of(fitted, train) for fitted in fits]
+    distances = [(rows_of(fitted) - rows_of(fits[0])).norm().item() for fitted in fits]
     assert losses == sorted(losses, reverse=True)
     assert distances == sorted(distances)
     assert losses[-1] < losses[0]
@@ -114,9 +124,17 @@ def test_a_weaker_pull_fits_better_and_goes_further(n: int, width: int, n_labels
 
 def test_an_infinite_pull_gives_the_start_and_a_huge_one_nearly() -> None:
     train, _, start = make_task(12, 8, 3)
-    assert torch.equal(fit_towards(*train, start, scale=20, pull=inf), start)
+    same = fit_towards(*train, start, scale=20, pull=inf)
+    assert torch.equal(same.weights, start) and same.bias is None and same.scale == 20
     near = fit_towards(*train, start, scale=20, pull=1e6)
-    torch.testing.assert_close(near, start, rtol=0, atol=1e-4)
+    torch.testing.assert_close(rows_of(near), rows_of(same), rtol=0, atol=1e-4)
+
+
+def test_a_fit_learns_a_bias_where_the_features_say_nothing() -> None:
+    """Three of four examples have the second label; the light pull costs little of that."""
+    features, labels = torch.zeros(40, 4), torch.tensor([0, 1, 1, 1] * 10)
+    fitted = fit_towards(features, labels, torch.randn(2, 4), scale=20, pull=1e-3)
+    assert fitted.log_probs(features[:1]).exp()[0, 1].item() == pytest.approx(0.75, abs=1e-3)
 
 
 @each_size
@@ -138,7 +156,7 @@ def test_the_order_of_examples_does_not_matter(n: int, width: int, n_labels: int
     order = torch.randperm(n, generator=torch.Generator().manual_seed(1))
     one = fit_towards(features, labels, start, scale=20, pull=0.1)
     other = fit_towards(features[order], labels[order], start, scale=20, pull=0.1)
-    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    torch.testing.assert_close(rows_of(one), rows_of(other), rtol=0, atol=1e-4)
 
 
 def test_a_label_without_an_example_keeps_its_direction() -> None:
@@ -158,7 +176,7 @@ def test_what_is_fitted_is_float32_and_has_no_gradient(dtype: torch.dtype) -> No
     validation = (validation[0].to(dtype), validation[1])
     fitted = fit_readout(train, validation, Readout(start.requires_grad_(), 20)).readout
     probe = linear_probe(train, validation, 3)
-    for tensor in (fitted.weights, probe.weights, probe.bias):
+    for tensor in (fitted.weights, fitted.bias, probe.weights, probe.bias):
         assert tensor is not None
         assert tensor.dtype == torch.float32
         assert not tensor.requires_grad
@@ -176,8 +194,7 @@ def test_the_chosen_fit_is_the_most_accurate_and_of_these_has_the_lowest_loss(
     tried = {(5.0, inf): Readout(start, 5)}
     for scale in SCALES:
         for pull in (inf, *PULLS):
-            weights = fit_towards(*train, start, scale=scale, pull=pull)
-            tried[scale, pull] = Readout(weights, scale)
+            tried[scale, pull] = fit_towards(*train, start, scale=scale, pull=pull)
     ranks = {
         key: (-accuracy_of(readout, validation), loss_of(readout, validation))
         for key, readout in tried.items()
@@ -235,7 +252,7 @@ def test_the_last_fit_is_on_both_splits() -> None:
         assert fitted.fit == fit
         assert fitted.readout.scale == fit.scale
         expected = fit_towards(*data, start, scale=fit.scale, pull=fit.pull)
-        assert torch.equal(fitted.readout.weights, expected)
+        assert torch.equal(rows_of(fitted.readout), rows_of(expected))
 
 
 def test_a_fit_helps_where_the_start_knows_half_of_it() -> None:
