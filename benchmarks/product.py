@@ -13,15 +13,15 @@ compares, and prints the means with paired differences. An arm is where starts c
     all, +NAME, -NAME   sections of the meta-prompt, more or fewer
 
 Needs the extra ``demo``. Rows go to a JSONL file as they are made, and a run that is in it is not
-made again. ``--llm replay:FOLDER`` repeats recorded runs.
+made again. ``--llm replay:benchmarks/replies/product.zip`` repeats the recorded runs.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 import gzip
 import json
@@ -30,6 +30,7 @@ import statistics
 import tempfile
 import time
 from typing import Any
+import zipfile
 
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
@@ -66,7 +67,13 @@ DESCRIPTIONS = {
 WITHOUT_LLM = ("random", "templates", "mutation")
 SIDES = ("labels", "both")
 _N_MUTATION_STARTS = 2
+#: What tells one run from another.
+KEYS = ("task", "seed", "sides", "arm", "screen")
+MEAN_STAGE = "mean of stages"
+COMPARED = (MEAN_STAGE, product.ENSEMBLE, product.FITTED)
 Row = dict[str, Any]
+#: Accuracies by task and seed.
+Scores = dict[tuple[str, int], float]
 
 
 def sections_of(arm: str) -> tuple[str, ...]:
@@ -82,6 +89,12 @@ def sections_of(arm: str) -> tuple[str, ...]:
         raise SystemExit(f"arm {arm!r} is none of {known}, +NAME, -NAME")
     kept = set(DEFAULT_SECTIONS) - {name} if change[:1] == "-" else {*DEFAULT_SECTIONS, name}
     return tuple(section for section in SECTIONS if section in kept)
+
+
+def screen_of(arm: str, args: argparse.Namespace) -> str:
+    """How an arm's candidates are screened. Without an LLM there is one way only."""
+    screen: str = "own" if arm in WITHOUT_LLM else args.screen
+    return screen
 
 
 def make_task(folder: Path, seed: int, args: argparse.Namespace) -> Task:
@@ -144,7 +157,7 @@ def make_sampler(
             "own": objective.score,
             "ensemble": objective.score_in_ensemble,
             "none": None,
-        }[args.screen],
+        }[screen_of(arm, args)],
         seed=seed,
     )
 
@@ -190,32 +203,61 @@ def _accuracy(labels: list[int], predictions: list[int]) -> float:
     return statistics.mean(int(a == b) for a, b in zip(labels, predictions, strict=True))
 
 
-def report(rows: Iterable[Row]) -> Iterator[str]:
-    """Means over all tasks and seeds, and paired differences, as Markdown."""
-    runs: dict[tuple[str, str], dict[tuple[str, int], dict[str, float]]] = defaultdict(dict)
-    others: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
+def report(rows: Sequence[Row], reference: str) -> Iterator[str]:
+    """What each arm leaves, and how the arms differ, as Markdown."""
+    others: dict[str, Scores] = defaultdict(dict)
+    arms: dict[tuple[str, str], dict[str, Scores]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         pair = row["task"], row["seed"]
         if "arm" not in row:  # Another method, such as SetFit.
             others[row["name"]][pair] = row["accuracy"]
             continue
-        scores = {**row["scores"], "mean of stages": row["mean stage"]}
-        runs[row["sides"], row["arm"]][pair] = scores
-    yield "\n| sides | starts | runs | row | mean | fitted minus it ± s.e. | higher in |"
-    yield "|---|---|---|---|---|---|---|"
-    for (sides, arm), pairs in runs.items():
-        product_ = {pair: scores[product.FITTED] for pair, scores in pairs.items()}
-        names = list(dict.fromkeys(name for scores in pairs.values() for name in scores))
-        table = {name: {p: s[name] for p, s in pairs.items() if name in s} for name in names}
-        for name, found in {**table, **others}.items():
-            common = sorted(found.keys() & product_.keys())
-            if not common:
-                continue
-            mean = statistics.mean(found[pair] for pair in common)
-            leads = [product_[pair] - found[pair] for pair in common]
-            lead = "" if name == product.FITTED else _lead(leads)
-            higher = "" if name == product.FITTED else f"{sum(x > 0 for x in leads)}"
-            yield f"| {sides} | {arm} | {len(common)} | {name} | {mean:.1%} | {lead} | {higher} |"
+        arm = arms[row["sides"], label_of(row["arm"], row["screen"])]
+        for name, score in {**row["scores"], MEAN_STAGE: row["mean stage"]}.items():
+            arm[name][pair] = score
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for (sides, arm), found in arms.items():
+        yield from _rows_of(f"{sides}, {arm}", {**found, **others}, tasks)
+    for sides in SIDES:
+        of_side = {arm: found for (side, arm), found in arms.items() if side == sides}
+        if reference in of_side and len(of_side) > 1:
+            yield from _arms_of(sides, of_side, reference)
+
+
+def _rows_of(title: str, found: dict[str, Scores], tasks: Sequence[str]) -> Iterator[str]:
+    """An arm's rows, by task."""
+    yield f"\n{title}:\n"
+    yield f"| row | runs | mean | fitted minus it | higher in | {' | '.join(tasks)} |"
+    yield "|---" * (5 + len(tasks)) + "|"
+    fitted = found[product.FITTED]
+    for name, scores in found.items():
+        common = [pair for pair in fitted if pair in scores]
+        if not common:
+            continue
+        lead, higher = "", ""
+        if name != product.FITTED:
+            leads = [fitted[pair] - scores[pair] for pair in common]
+            lead, higher = _lead(leads), str(sum(x > 0 for x in leads))
+        by_task = [[scores[pair] for pair in common if pair[0] == task] for task in tasks]
+        means = " | ".join(f"{100 * statistics.mean(x):.1f}" if x else "" for x in by_task)
+        mean = 100 * statistics.mean(scores[pair] for pair in common)
+        yield f"| {name} | {len(common)} | {mean:.1f} | {lead} | {higher} | {means} |"
+
+
+def _arms_of(sides: str, arms: dict[str, dict[str, Scores]], reference: str) -> Iterator[str]:
+    """Each arm beside the reference, in the pairs of task and seed that both have."""
+    yield f"\n{sides}, minus `{reference}` in the same pairs:\n"
+    yield f"| arm | pairs | {' | '.join(f'{name} | minus' for name in COMPARED)} |"
+    yield "|---" * (2 + 2 * len(COMPARED)) + "|"
+    theirs = arms[reference]
+    for arm, found in arms.items():
+        common = [pair for pair in found[product.FITTED] if pair in theirs[product.FITTED]]
+        cells = []
+        for name in COMPARED if common else ():
+            leads = [found[name][pair] - theirs[name][pair] for pair in common]
+            mean = 100 * statistics.mean(found[name][pair] for pair in common)
+            cells += [f"{mean:.1f}", "" if arm == reference else _lead(leads)]
+        yield f"| {arm} | {len(common)} | {' | '.join(cells)} |"
 
 
 def _lead(leads: list[float]) -> str:
@@ -225,12 +267,17 @@ def _lead(leads: list[float]) -> str:
     return f"{100 * statistics.mean(leads):+.1f} ± {100 * error:.1f}"
 
 
+def label_of(arm: str, screen: str) -> str:
+    """An arm's name, with the way to screen if it is not the default."""
+    return arm if screen == "own" else f"{arm}, {screen} screen"
+
+
 def provider_of(args: argparse.Namespace, arm: str, name: str) -> Provider | None:
     """The LLM of one run; a replayed one has a file of its own."""
     if arm in WITHOUT_LLM:
         return None
     if args.llm.startswith("replay:"):
-        return ReplayProvider(Path(args.llm.removeprefix("replay:")) / f"{name}.jsonl")
+        return ReplayProvider(args.replies / f"{name}.jsonl")
     provider, line = choose_llm(
         LLMOptions(llm=args.llm, llm_url=args.llm_url, num_ctx=args.num_ctx)
     )
@@ -246,7 +293,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path, nargs="*", help="folders of tasks; none to report only")
     parser.add_argument("--arms", nargs="+", default=["random", "templates"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--llm", default="mutation", help="as for tune; or replay:FOLDER")
+    parser.add_argument("--llm", default="mutation", help="as for tune; or replay:ZIP-OR-FOLDER")
     parser.add_argument("--llm-url", default="")
     parser.add_argument("--llm-timeout", type=float, default=300)
     parser.add_argument("--num-ctx", type=int, default=8192)
@@ -260,6 +307,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--no-swaps", action="store_true", help="measure no word swaps")
+    parser.add_argument("--reference", default="templates", help="what arms are compared with")
     parser.add_argument("--record", type=Path, help="folder for the LLM's replies")
     parser.add_argument("--out", type=Path, required=True, help="JSONL file, one line a run")
     args = parser.parse_args()
@@ -268,6 +316,11 @@ def parse_arguments() -> argparse.Namespace:
     for arm in args.arms:
         if arm not in WITHOUT_LLM:
             sections_of(arm)  # Raises for a name that is none.
+    args.replies = Path(args.llm.removeprefix("replay:"))
+    if args.replies.suffix == ".zip":
+        with zipfile.ZipFile(args.replies) as file:
+            args.replies = Path(tempfile.mkdtemp())
+            file.extractall(args.replies)
     return args
 
 
@@ -283,7 +336,7 @@ def read_rows(path: Path) -> list[Row]:
 def main() -> None:
     args = parse_arguments()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known = {(r["task"], r["seed"], r.get("arm"), r.get("sides")) for r in read_rows(args.out)}
+    known = {tuple(row.get(key) for key in KEYS) for row in read_rows(args.out)}
     pretrained = load_pretrained() if args.data else None
     runs = [
         (folder, seed, sides, arm)
@@ -291,13 +344,14 @@ def main() -> None:
         for seed in args.seeds
         for sides in args.sides
         for arm in args.arms
-        if (folder.name, seed, arm, sides) not in known
+        if (folder.name, seed, sides, arm, screen_of(arm, args)) not in known
     ]
     for folder, seed, sides, arm in runs:
-        name = f"{folder.name}-{seed}-{sides}-{arm}"
+        key = (folder.name, seed, sides, arm, screen_of(arm, args))
+        name = "-".join(map(str, key[:4] if key[4] == "own" else key))
         objective = make_objective(make_task(folder, seed, args), sides, seed, args, pretrained)
         row, study = run(objective, arm, seed, provider_of(args, arm, name), args)
-        row = {"task": folder.name, "seed": seed, "arm": arm, "sides": sides, **row}
+        row = {**dict(zip(KEYS, key, strict=True)), **row}
         print(f"{name}: {row['seconds']} s", {n: f"{s:.3f}" for n, s in row["scores"].items()})
         if args.record and arm not in WITHOUT_LLM:
             args.record.mkdir(parents=True, exist_ok=True)
@@ -305,7 +359,7 @@ def main() -> None:
             (args.record / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         with args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-    print("\n".join(report(read_rows(args.out))))
+    print("\n".join(report(read_rows(args.out), args.reference)))
 
 
 if __name__ == "__main__":

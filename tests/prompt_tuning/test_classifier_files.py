@@ -48,7 +48,7 @@ def made_up(**facts: Any) -> ClassifierState:
     members = [Member(n, Prompt(SOFT, {"labels": random(1, 2, 32, seed=n)})) for n in (4, 1, 7)]
     groups = (
         Group(None, tuple(members[:2]), 2 / 3, Readout(random(3, 32, seed=8), 1 / 0.03)),
-        Group(text_prompt, tuple(members[2:]), 1 / 3, Readout(random(3, 32, seed=9), 20.0, random(3))),
+        Group(text_prompt, tuple(members[2:]), 1 / 3, Readout(random(3, 32), 20.0, random(3))),
     )
     fingerprint = make_dual().fingerprint
     settings = {"temperature": 0.05, "max_length": None, "max_virtual_tokens": 8}
@@ -208,10 +208,7 @@ SPOILERS: dict[str, Callable[[Path], object]] = {
     "a_path_for_a_revision": with_entry("facts", "revision", value="../../etc"),
     "settings_that_are_lists": with_entry("facts", "settings", "temperature", value=[1]),
     "no_tensors": tensors_changed(
-        **{
-            name: None
-            for name in ("0__readout", "1__readout", "1__bias", "0__members__4__labels")
-        }
+        **{name: None for name in ("0__readout", "1__readout", "1__bias", "0__members__4__labels")}
     ),
     "a_tensor_too_many": tensors_changed(**{"2__readout": torch.ones(3, 32)}),
     "a_nan": tensors_changed(**{"0__readout": NAN}),
