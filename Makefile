@@ -9,9 +9,9 @@ PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n logical --maxpro
 
 .PHONY: demo dashboard test test-plain lint clean
 
-# 8 examples a label: with more of them a prompt has little to win here.
+# 4 examples a label: with many more of them a prompt has little to win here.
 demo: .venv/.demo
-	$(BIN)/optuna-llm-catalyst tune demo --shots 8 --storage sqlite:///demo.db --study-name demo \
+	$(BIN)/optuna-llm-catalyst tune demo --shots 4 --storage sqlite:///demo.db --study-name demo \
 		--stages $(STAGES) --steps 40 --text-steps 60 --artifacts demo.artifacts
 
 dashboard: .venv/.demo
