@@ -14,6 +14,7 @@ from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
 from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
+from optuna_llm_catalyst.prompt_tuning.prompts import both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -52,7 +53,7 @@ class StagePlan:
         """What the stage trained together with what stands before the texts."""
         if self.text_prompt is None:
             return prompt
-        return Prompt(TWO_SIDED, {**prompt.tensors, "texts": self.text_prompt.tensors["texts"]})
+        return both_sides(prompt, self.text_prompt)
 
 
 class StagePlanner:

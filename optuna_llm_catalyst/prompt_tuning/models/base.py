@@ -86,6 +86,12 @@ class TaskModel(Protocol):
         Differentiable in the prompt's tensors. No single pass grows with ``P``, ``B`` or ``C``.
         """
 
+    def spreads(self, prompt: Prompt, batch: Split) -> dict[str, float]:
+        """The standard deviations of what the trained tensors of a prompt stand among.
+
+        Search without gradients takes steps of these sizes: by name, embeddings or hidden states.
+        """
+
     def metered(self) -> AbstractContextManager[Passes]:
         """Counts this thread's passes through the frozen model within a ``with`` block."""
 

@@ -24,6 +24,7 @@ from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.split import Field
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
@@ -83,9 +84,10 @@ class DualEncoderClassifier(PromptedEncoder):
         self._classes = self._encode_classes()
         self.placement = Placement(
             ("labels", "texts"),
-            self._n_layers,
+            max(len(self._layers), 1),
             self._n_positions - max(self._classes.lengths),
             {"texts": self._n_reserved},
+            takes_deep=len(self._layers) > 1,
         )
 
     @property
@@ -139,9 +141,11 @@ class DualEncoderClassifier(PromptedEncoder):
                 "These texts were encoded under a prompt that no longer changes, so another one "
                 "cannot stand before them: encode them without `under`."
             )
-        tokens = replace(batch, fields={n: f for n, f in batch.fields.items() if n != "features"})
-        features = self._features(tokens, prompt, "texts", max_sequences=_MAX_TEXTS)
+        features = self._features(_tokens(batch), prompt, "texts", max_sequences=_MAX_TEXTS)
         return F.normalize(features, dim=-1)
+
+    def _sequences(self, side: Side, batch: Split) -> Split:
+        return super()._sequences(side, self._classes if side == "labels" else _tokens(batch))
 
     def _encode_classes(self) -> Split:
         """The class names as tokens, whole: a name that is cut could be another's."""
@@ -161,3 +165,8 @@ class DualEncoderClassifier(PromptedEncoder):
                     f"The labels {other!r} and {label!r} are read as the same tokens: rename one."
                 )
         return classes
+
+
+def _tokens(batch: Split) -> Split:
+    """A batch of texts without the features that they have without a prompt."""
+    return replace(batch, fields={n: f for n, f in batch.fields.items() if n != "features"})

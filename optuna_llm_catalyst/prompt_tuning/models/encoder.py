@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
+import math
 
 import torch
 from torch import Tensor
@@ -13,12 +15,22 @@ from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models import meter
 from optuna_llm_catalyst.prompt_tuning.models import tokens
 from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
+from optuna_llm_catalyst.prompt_tuning.models.layers import added
+from optuna_llm_catalyst.prompt_tuning.models.layers import find_layers
+from optuna_llm_catalyst.prompt_tuning.models.layers import spread
+from optuna_llm_catalyst.prompt_tuning.models.layers import watched
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+from optuna_llm_catalyst.prompt_tuning.prompts import place_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.split import Split
+
+
+#: Token ids whose embeddings are looked up at once, and sequences whose states are looked at.
+_MAX_IDS = 8192
+_MAX_WATCHED = 64
 
 
 class PromptedEncoder:
@@ -45,7 +57,8 @@ class PromptedEncoder:
         tokens.check_embeds(self.encoder, self._tokenizer)
         meter.install(self.encoder)
         self._n_positions = tokens.max_positions(self._tokenizer, self.encoder)
-        self._n_layers = int(getattr(self.encoder.config, "num_hidden_layers", 1))
+        some_ids = torch.arange(2, device=self.device).unsqueeze(0)
+        self._layers = find_layers(self.encoder, tokens.embed_tokens(self.encoder, some_ids))
         self._offset = tokens.n_leading_special_tokens(self._tokenizer)
 
     @property
@@ -123,18 +136,56 @@ class PromptedEncoder:
             hidden = self.encoder(**inputs).last_hidden_state  # (b, T, d)
             pooled = self._pooling(hidden, inputs["attention_mask"]).unsqueeze(0)
             return pooled if prompt is None else pooled.expand(len(prompt), -1, -1)
-        if layers.keys() != {0}:
-            raise ValueError(
-                f"The prompt stands at the layers {sorted(layers)}; this model takes one at "
-                "layer 0, the input, only."
-            )
         embedded = tokens.embed_tokens(self.encoder, inputs["input_ids"])  # (b, T, d)
         embeddings, inputs = tokens.splice_prompts(
             layers[0], inputs, embedded, offset=self._offset
         )
-        hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
+        deeper = {
+            layer: rows.expand(-1, len(batch), -1, -1).flatten(0, 1)  # (P*b, L, d)
+            for layer, rows in layers.items()
+            if layer > 0
+        }
+        with added(self._layers, deeper, offset=self._offset):
+            hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         pooled = self._pooling(hidden, inputs["attention_mask"])  # (P*b, d)
         return pooled.view(len(layers[0]), len(batch), -1)
+
+    @torch.no_grad()
+    def spreads(self, prompt: Prompt, batch: Split) -> dict[str, float]:
+        """How much that varies what the tensors of a prompt stand among, by their names.
+
+        At the input these are the embeddings of all tokens, at a further layer the hidden states
+        of the sequences of that side, clipped (BBTv2, arXiv 2205.11200).
+
+        Args:
+            prompt: One prompt.
+            batch: Texts.
+        """
+        places = {name: place_of(name) for name in prompt.trained}
+        hidden: dict[str, dict[int, float]] = {}
+        for side in dict(side for side in places.values() if side[1] > 0):
+            some = self._sequences(side, batch)
+            with watched(self._layers) as seen:
+                self._features(some, prompt, side, max_sequences=len(some))
+            hidden[side] = {layer: spread(states) for layer, states in seen.items()}
+        return {
+            name: self._embedding_spread if layer == 0 else hidden[side][layer]
+            for name, (side, layer) in places.items()
+        }
+
+    @cached_property
+    def _embedding_spread(self) -> float:
+        """The standard deviation of all tokens' embeddings."""
+        ids = torch.arange(self.vocab_size, device=self.device)
+        rows = (tokens.embed_tokens(self.encoder, some).double() for some in ids.split(_MAX_IDS))
+        sums = [(r.numel(), r.sum().item(), r.square().sum().item()) for r in rows]
+        n, total, squares = (sum(column) for column in zip(*sums, strict=True))
+        return math.sqrt(max(squares / n - (total / n) ** 2, 0.0))
+
+    def _sequences(self, side: Side, batch: Split) -> Split:
+        """Some of the sequences of a side."""
+        del side
+        return batch.select(range(min(len(batch), _MAX_WATCHED)))
 
 
 def _groups(prompt: Prompt | None, size: int) -> Iterator[Prompt | None]:

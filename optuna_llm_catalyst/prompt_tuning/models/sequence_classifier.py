@@ -91,7 +91,12 @@ class SequenceClassifier(PromptedEncoder):
         }
         self.max_text_tokens = min(max_length, self._n_positions - max_virtual_tokens)
         self._max_length = max_length
-        self.placement = Placement(("texts",), self._n_layers, max_virtual_tokens)
+        self.placement = Placement(
+            ("texts",),
+            max(len(self._layers), 1),
+            max_virtual_tokens,
+            takes_deep=len(self._layers) > 1,
+        )
 
     def encode(self, examples: Sequence[Example]) -> Split:
         return self._tokenize(

@@ -6,7 +6,8 @@ notation          shape               meaning
 ``P``                                 prompts at once: a population, a screening, or one
 ``L``, ``d``                          virtual tokens of a prompt, width of an embedding
 ``tensors[name]`` (P, …)              what is trained, the head included
-``layers()[i]``   (P, 1 or B, L, d)   virtual tokens before the inputs of layer i
+``layers()[0]``   (P, 1 or B, L, d)   virtual tokens before the input
+``layers()[i]``   (P, 1 or B, L, d)   what is added to their hidden states before layer i
 ``words()``       (P, L, d)           what can be read as words
 ================  ==================  ====================================================
 """
@@ -33,6 +34,17 @@ Tensors = Mapping[str, Tensor]
 HEAD_PREFIX = "head."
 
 
+def place_of(name: str) -> tuple[str, int]:
+    """The side and the layer of a tensor by its name: ``texts`` is at 0, ``texts.2`` at 2."""
+    side, _, layer = name.partition(".")
+    return side, int(layer or 0)
+
+
+def is_of(name: str, part: str) -> bool:
+    """Whether a tensor belongs to a side, or to the head."""
+    return name.partition(".")[0] == part
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where a model takes virtual tokens.
@@ -40,6 +52,7 @@ class Placement:
     Attributes:
         sides: The inputs that can carry a prompt, the usual one first.
         n_layers: Layers of the encoder. Layer 0 takes the prompt at the input embeddings.
+        takes_deep: Whether the further layers take a prompt, too.
         max_virtual_tokens: The longest prompt that fits into the positions of the usual side.
         room: The same for the other sides.
     """
@@ -48,6 +61,7 @@ class Placement:
     n_layers: int
     max_virtual_tokens: int
     room: Mapping[Side, int] = field(default_factory=dict)
+    takes_deep: bool = False
 
 
 class PromptKind(Protocol):
@@ -74,7 +88,8 @@ class PromptKind(Protocol):
             batch: The inputs, for kinds whose virtual tokens depend on them.
 
         Returns:
-            Tensors of shape ``(P, 1, L, d)``, or ``(P, B, L, d)`` if they depend on the input.
+            Tensors of shape ``(P, 1, L, d)``, or ``(P, B, L, d)`` if they depend on the input:
+            at layer 0 virtual tokens, at further layers what is added to their hidden states.
         """
 
     def words(self, tensors: Tensors) -> Tensor:
@@ -116,6 +131,11 @@ class Prompt:
             for name, tensor in self.tensors.items()
             if name.startswith(HEAD_PREFIX)
         }
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The tensors without the head, the input's of each side before its further layers'."""
+        return {n: t for n, t in self.tensors.items() if not n.startswith(HEAD_PREFIX)}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
         """The same prompts with every tensor changed."""

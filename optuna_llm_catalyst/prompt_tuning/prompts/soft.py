@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from optuna_llm_catalyst.prompt_tuning.prompts.base import HEAD_PREFIX
+from optuna_llm_catalyst.prompt_tuning.prompts.base import is_of
+from optuna_llm_catalyst.prompt_tuning.prompts.base import place_of
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Placement
-from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -25,7 +25,8 @@ class SoftPrompt:
 
     def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
         del batch
-        return {0: tensors[side].unsqueeze(1)} if side in tensors else {}  # (P, 1, L, d)
+        own = {place_of(name)[1]: rows for name, rows in tensors.items() if is_of(name, side)}
+        return {layer: rows.unsqueeze(1) for layer, rows in own.items()}  # (P, 1, L, d)
 
     def words(self, tensors: Tensors) -> Tensor:
         return next(tensors[side] for side in ("labels", "texts") if side in tensors)  # (P, L, d)
@@ -49,9 +50,3 @@ class TwoSidedPrompt(SoftPrompt):
                 f"{', '.join(placement.sides)}."
             )
         return {side: embeddings.clone() for side in placement.sides}
-
-
-def one_side(prompt: Prompt, side: Side) -> Prompt:
-    """What stands before the inputs of one side, as soft prompts; with the head if any."""
-    kept = {n: t for n, t in prompt.tensors.items() if n == side or n.startswith(HEAD_PREFIX)}
-    return Prompt(SoftPrompt(), kept)

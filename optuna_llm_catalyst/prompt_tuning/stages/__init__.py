@@ -5,16 +5,20 @@ from optuna_llm_catalyst.prompt_tuning.stages.base import Observer
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import Stage
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
+from optuna_llm_catalyst.prompt_tuning.stages.black_box import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import bucketed_batches
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import GradientStage
+from optuna_llm_catalyst.prompt_tuning.stages.zeroth_order import ZerothOrderStage
 
 
 __all__ = [
+    "BlackBoxStage",
     "Evaluation",
     "GradientStage",
     "Observer",
     "Run",
     "Stage",
     "StageResult",
+    "ZerothOrderStage",
     "bucketed_batches",
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import math
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
 from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
+from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -76,6 +79,12 @@ class Run:
         return Evaluation(
             step, copy, found.loss[0], found.accuracy[0], value, found.predictions[0]
         )
+
+    @torch.no_grad()
+    def losses(self, prompts: Prompt, batch: Split) -> list[float]:
+        """The loss of each of ``P`` prompts on a batch; what is no number is infinite."""
+        found = losses(self.model.log_probs(prompts, batch), batch.labels)
+        return found.double().nan_to_num(nan=math.inf).tolist()
 
     def is_better(self, one: Evaluation, other: Evaluation | None) -> bool:
         """Whether an evaluation is better than another, by the metric and then by the loss.

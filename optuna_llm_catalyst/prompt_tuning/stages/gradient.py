@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_tuning.models import losses
-from optuna_llm_catalyst.prompt_tuning.prompts import HEAD_PREFIX
+from optuna_llm_catalyst.prompt_tuning.prompts import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
@@ -114,9 +114,9 @@ class GradientStage:
         texts: list[Tensor] = []
         rest: list[Tensor] = []
         for name, tensor in prompt.tensors.items():
-            if name.startswith(HEAD_PREFIX):
+            if is_of(name, "head"):
                 head.append(tensor)
-            elif name == "texts" and "labels" in prompt.tensors:
+            elif is_of(name, "texts") and "labels" in prompt.tensors:
                 texts.append(tensor)
             else:
                 rest.append(tensor)

@@ -1,0 +1,228 @@
+"""The laws of a stage, for every method, kind of prompt and task model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor
+
+from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning.models import evaluate
+from optuna_llm_catalyst.prompt_tuning.models import Passes
+from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import DeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
+from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
+from optuna_llm_catalyst.prompt_tuning.split import Split
+from optuna_llm_catalyst.prompt_tuning.stages import BlackBoxStage
+from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import Run
+from optuna_llm_catalyst.prompt_tuning.stages import Stage
+from optuna_llm_catalyst.prompt_tuning.stages import StageResult
+from optuna_llm_catalyst.prompt_tuning.stages import ZerothOrderStage
+
+from .test_stages import assert_bit_identical
+from .test_stages import assert_same_prompt
+from .tiny import make_examples
+from .tiny import make_space
+from .tiny import TASK_MODELS
+
+
+METHODS: dict[str, Stage] = {
+    "gradient": GradientStage(n_steps=5, lr=0.02, head_lr=0.01, batch_size=5, eval_every=2),
+    "black box": BlackBoxStage(
+        n_queries=42, population_size=4, intrinsic_dim=6, alpha=0.5, eval_every=16
+    ),
+    "plain zeroth order": ZerothOrderStage(n_queries=9, rule="plain", batch_size=5, eval_every=4),
+    "conservative": ZerothOrderStage(n_queries=17, lr=1.0, batch_size=5, eval_every=5),
+}
+KINDS: dict[str, PromptKind] = {
+    kind.name: kind
+    for kind in (SoftPrompt(), DeepPrompt(), TwoSidedPrompt(), TwoSidedDeepPrompt())
+}
+ROWS = [
+    row
+    for row in product(METHODS, KINDS, TASK_MODELS)
+    if row[2] == "dual" or not row[1].startswith("two-sided")
+]
+each_row = pytest.mark.parametrize(
+    ("method", "kind", "model_name"), ROWS, ids=["-".join(row) for row in ROWS]
+)
+
+
+class Ground:
+    """A model with its splits and a restart prompt of a kind."""
+
+    def __init__(self, kind: str, model_name: str) -> None:
+        self.model: TaskModel = TASK_MODELS[model_name]()
+        self.train: Split = self.model.encode(make_examples(18, seed=1))
+        self.validation: Split = self.model.encode(make_examples(12, seed=2))
+        self.token_ids = make_space().from_text("people write this").token_ids
+        self.start: Prompt = self.model.start([self.token_ids], self.train, KINDS[kind])
+
+    def run(
+        self, stage: Stage, *, seed: int = 0, stop_after: int | None = None
+    ) -> tuple[StageResult, list[Evaluation], Passes]:
+        """What a stage comes to, what its observer sees, and its passes."""
+        seen: list[Evaluation] = []
+
+        def observe(evaluation: Evaluation) -> bool:
+            seen.append(evaluation)
+            return len(seen) == stop_after
+
+        run = Run(self.model, self.start, self.train, self.validation, seed, observe)
+        with self.model.metered() as passes:
+            result = stage.run(run)
+        return result, seen, passes
+
+    def training_loss(self, prompt: Prompt) -> float:
+        return evaluate(self.model, prompt, self.train).loss[0]
+
+
+@each_row
+def test_the_same_seed_gives_the_same_stage(method: str, kind: str, model_name: str) -> None:
+    """Bit for bit, with another stage in between."""
+    ground, stage = Ground(kind, model_name), METHODS[method]
+    one, seen_of_one, passes_of_one = ground.run(stage, seed=3)
+    ground.run(stage.with_budget(7), seed=5)
+    two, seen_of_two, passes_of_two = ground.run(stage, seed=3)
+    assert_bit_identical(seen_of_one, seen_of_two)
+    assert_bit_identical([one.best], [two.best])
+    assert (one.spent, passes_of_one) == (two.spent, passes_of_two)
+
+
+@each_row
+def test_another_seed_is_another_stage(method: str, kind: str, model_name: str) -> None:
+    ground, stage = Ground(kind, model_name), METHODS[method]
+    (_, one, _), (_, two, _) = ground.run(stage, seed=0), ground.run(stage, seed=1)
+    assert_bit_identical(one[:1], two[:1])
+    assert moved(one[-1].prompt, two[-1].prompt)
+
+
+@each_row
+def test_the_model_and_the_start_stay_as_they_are(method: str, kind: str, model_name: str) -> None:
+    ground = Ground(kind, model_name)
+    encoder = ground.model.encoder  # type: ignore[attr-defined]
+    weights = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    start = ground.start.map(lambda tensor: tensor.clone())
+    _, seen, _ = ground.run(METHODS[method])
+    assert all(torch.equal(tensor, weights[n]) for n, tensor in encoder.state_dict().items())
+    assert all(weight.grad is None for weight in encoder.parameters())
+    assert not any(module._forward_pre_hooks for module in encoder.modules())
+    assert_same_prompt(ground.start, start)
+    tensors = [tensor for e in seen for tensor in e.prompt.tensors.values()]
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+@each_row
+def test_the_best_is_the_best_that_was_seen(method: str, kind: str, model_name: str) -> None:
+    """So it is never worse than the start, which is seen first."""
+    ground = Ground(kind, model_name)
+    result, seen, _ = ground.run(METHODS[method])
+    assert seen[0].step == 0
+    assert_same_prompt(seen[0].prompt, ground.start)
+    assert result.best.loss == min(evaluation.loss for evaluation in seen)
+    steps = [evaluation.step for evaluation in seen]
+    assert steps == sorted(set(steps)) and steps[-1] == result.spent
+    for evaluation in seen:
+        found = evaluate(ground.model, evaluation.prompt, ground.validation)
+        assert (found.loss, found.accuracy) == ((evaluation.loss,), (evaluation.accuracy,))
+
+
+@each_row
+def test_a_stage_spends_no_more_than_its_budget(method: str, kind: str, model_name: str) -> None:
+    ground, stage = Ground(kind, model_name), METHODS[method]
+    for budget in (0, 1, 11):
+        result, seen, _ = ground.run(stage.with_budget(budget))
+        assert result.spent <= budget
+        assert stage.with_budget(budget).budget == budget
+        n_tensors = len(ground.start.trained)
+        assert result.spent == SPENT[method](budget, n_tensors)
+
+
+SPENT: dict[str, Callable[[int, int], int]] = {
+    "gradient": lambda budget, n_tensors: budget,
+    "black box": lambda budget, n_tensors: rounded(budget, 4 * n_tensors),
+    "plain zeroth order": lambda budget, n_tensors: budget // 2 * 2,
+    "conservative": lambda budget, n_tensors: budget // 5 * 5,
+}
+
+
+def rounded(budget: int, per_round: int) -> int:
+    """The start's query and whole rounds over the tensors; nothing if not one round fits."""
+    n_rounds = max(budget - 1, 0) // per_round
+    return 1 + n_rounds * per_round if n_rounds else 0
+
+
+@each_row
+def test_a_stage_stops_where_its_observer_says(method: str, kind: str, model_name: str) -> None:
+    """Until there it is the same."""
+    ground, stage = Ground(kind, model_name), METHODS[method]
+    stopped, seen, _ = ground.run(stage, stop_after=2)
+    _, all_seen, _ = ground.run(stage)
+    assert stopped.stopped and stopped.spent == seen[-1].step < all_seen[-1].step
+    assert_bit_identical(seen, all_seen[:2])
+
+
+@each_row
+def test_training_lowers_the_training_loss(method: str, kind: str, model_name: str) -> None:
+    ground = Ground(kind, model_name)
+    ground.validation = ground.train
+    result, seen, _ = ground.run(METHODS[method])
+    assert result.best.loss < seen[0].loss
+
+
+@each_row
+def test_a_head_is_trained_with_gradients_only(method: str, kind: str, model_name: str) -> None:
+    ground = Ground(kind, model_name)
+    _, seen, passes = ground.run(METHODS[method])
+    needs_gradient = method == "gradient"
+    for name, tensor in seen[-1].prompt.head.items():
+        assert torch.equal(tensor, ground.start.head[name]) == (not needs_gradient)
+    assert (passes.backward > 0) == needs_gradient
+    assert passes.forward > 0
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "gradient"])
+@pytest.mark.parametrize("model_name", TASK_MODELS)
+def test_no_gradient_is_asked_of_a_black_box(
+    method: str, model_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model raises if somebody asks for one, which a gradient stage does."""
+    ground = Ground("soft", model_name)
+    log_probs = ground.model.log_probs
+
+    def black(prompt: Prompt, batch: Split) -> Tensor:
+        needs = any(tensor.requires_grad for tensor in prompt.tensors.values())
+        if needs and torch.is_grad_enabled():
+            raise RuntimeError("a black box has no gradient to give")
+        return log_probs(prompt, batch)
+
+    monkeypatch.setattr(ground.model, "log_probs", black)
+    ground.run(METHODS[method])
+    with pytest.raises(RuntimeError, match="no gradient to give"):
+        ground.run(METHODS["gradient"])
+
+
+@pytest.mark.parametrize("model_name", TASK_MODELS)
+def test_an_untrained_deep_prompt_is_the_soft_prompt_of_its_words(model_name: str) -> None:
+    for one, two in (("soft", "deep"), ("two-sided", "two-sided-deep")):
+        if model_name != "dual" and one == "two-sided":
+            continue
+        soft, deep = Ground(one, model_name), Ground(two, model_name)
+        assert len(deep.start.trained) == 2 * len(soft.start.trained)
+        torch.testing.assert_close(
+            deep.model.log_probs(deep.start, deep.train),
+            soft.model.log_probs(soft.start, soft.train),
+        )
+        assert torch.equal(deep.start.words(), soft.start.words())
+
+
+def moved(one: Prompt, two: Prompt) -> bool:
+    return any(not torch.equal(t, two.tensors[name]) for name, t in one.trained.items())
