@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from optuna_llm_catalyst.exceptions import CheckpointError
     from optuna_llm_catalyst.exceptions import DataError
     from optuna_llm_catalyst.exceptions import InvalidReplyError
+    from optuna_llm_catalyst.exceptions import ModelError
     from optuna_llm_catalyst.exceptions import ModelNotFoundError
     from optuna_llm_catalyst.exceptions import ProviderError
     from optuna_llm_catalyst.exceptions import StudyMismatchError
@@ -54,6 +55,7 @@ __all__ = [
     "LLMProposer",
     "MisreadText",
     "Mistakes",
+    "ModelError",
     "ModelNotFoundError",
     "MutationProposer",
     "OllamaProvider",

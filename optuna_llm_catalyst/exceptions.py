@@ -40,6 +40,10 @@ class ModelNotFoundError(CatalystError, ValueError):
     """A pretrained model is neither a folder, nor cached, nor reachable."""
 
 
+class ModelError(CatalystError):
+    """A model that is asked over a function or a server gives no usable answer."""
+
+
 class StudyMismatchError(CatalystError, ValueError):
     """A study, or a trial of it, was made for another space, task or set of settings."""
 

@@ -15,7 +15,9 @@ from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.metrics import of_predictions
+from optuna_llm_catalyst.prompt_tuning.models import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning.models import over_http
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.peft_export import write_peft
@@ -23,14 +25,21 @@ from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.projection import nearest
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
+from optuna_llm_catalyst.prompt_tuning.prompts import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
+from optuna_llm_catalyst.prompt_tuning.stages import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
+from optuna_llm_catalyst.prompt_tuning.stages import ZerothOrderStage
 from optuna_llm_catalyst.prompt_tuning.workers import fail_dead_trials
 
 
 __all__ = [
+    "BlackBoxModel",
+    "BlackBoxStage",
+    "DeepPrompt",
     "DualEncoderClassifier",
     "Example",
     "GradientStage",
@@ -44,7 +53,9 @@ __all__ = [
     "SoftPrompt",
     "Task",
     "TrainedPrompt",
+    "TwoSidedDeepPrompt",
     "TwoSidedPrompt",
+    "ZerothOrderStage",
     "draw_splits",
     "fail_dead_trials",
     "few_shot",
@@ -57,6 +68,7 @@ __all__ = [
     "task_from_table",
     "task_from_texts",
     "of_predictions",
+    "over_http",
     "word_table",
     "write_peft",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import optuna
 
 from optuna_llm_catalyst import records
@@ -11,7 +13,10 @@ from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
+from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
+from optuna_llm_catalyst.prompt_tuning.stages import Stage
 
 
 def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts: int) -> None:
@@ -45,6 +50,17 @@ def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts
             f"`space` has {space.num_virtual_tokens} virtual tokens, `model` keeps room for "
             f"{room} before a text: raise its `max_virtual_tokens`, or take `n_text_prompts=0`."
         )
+
+
+def check_methods(model: TaskModel, kind: PromptKind, stages: Sequence[Stage]) -> None:
+    """Raises a ValueError if a model cannot take a kind of prompt, or be trained by a stage."""
+    kind.start(model.embed([[0]]), model.placement)
+    for stage in stages:
+        if isinstance(stage, GradientStage) and not model.is_differentiable:
+            raise ValueError(
+                f"`stage` needs gradients, and {type(model).__name__} has none to give: take "
+                "BlackBoxStage or ZerothOrderStage."
+            )
 
 
 def check_study(study: optuna.Study, number: int, model: TaskModel, metric: Metric) -> None:

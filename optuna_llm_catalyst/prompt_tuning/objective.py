@@ -40,13 +40,13 @@ from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.projection import Distance
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
+from optuna_llm_catalyst.prompt_tuning.prompts import on_both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.refining import Refinement
 from optuna_llm_catalyst.prompt_tuning.stage_plan import placed
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlanner
-from optuna_llm_catalyst.prompt_tuning.stage_plan import TWO_SIDED
 from optuna_llm_catalyst.prompt_tuning.stage_recorder import StageRecorder
 from optuna_llm_catalyst.prompt_tuning.stage_runner import Observe
 from optuna_llm_catalyst.prompt_tuning.stage_runner import StageRunner
@@ -168,6 +168,9 @@ class PromptTuningObjective:
             observe=observe,
         )
         checks.check_parts(model, task, space, n_text_prompts)
+        kind = on_both_sides(prompt_kind) if n_text_prompts else prompt_kind
+        stages = [self._stage, text_stage] if n_text_prompts else [self._stage]
+        checks.check_methods(model, kind, stages)
         for name in ("train", "validation"):
             self.data.split(name)
 
@@ -189,7 +192,7 @@ class PromptTuningObjective:
             prompt = self.space.suggest(trial)
             stage = self._stage_of(trial, plan.reading)
             if start is None:
-                kind = TWO_SIDED if plan.reading.is_trained else self._kind
+                kind = on_both_sides(self._kind) if plan.reading.is_trained else self._kind
                 start = self.model.start([prompt.token_ids], plan.train, kind)
             refined_from, patience = None, None
             if refinement is not None:

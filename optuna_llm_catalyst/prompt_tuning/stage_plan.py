@@ -16,14 +16,12 @@ from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from optuna_llm_catalyst.prompt_tuning.prompts import both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
-from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 from optuna_llm_catalyst.prompt_tuning.text_prompts import LaterTexts
 from optuna_llm_catalyst.prompt_tuning.text_prompts import Reading
 
 
-TWO_SIDED = TwoSidedPrompt()
 _logger = optuna.logging.get_logger(f"optuna.{__name__}")
 
 

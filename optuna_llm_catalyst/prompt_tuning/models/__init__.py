@@ -5,6 +5,8 @@ from optuna_llm_catalyst.prompt_tuning.models.base import losses
 from optuna_llm_catalyst.prompt_tuning.models.base import Metrics
 from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.models.base import TaskModel
+from optuna_llm_catalyst.prompt_tuning.models.black_box import BlackBoxModel
+from optuna_llm_catalyst.prompt_tuning.models.black_box import over_http
 from optuna_llm_catalyst.prompt_tuning.models.dual_encoder import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
 from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import SequenceClassifier
@@ -18,6 +20,7 @@ TASK_MODELS: dict[str, type[DualEncoderClassifier] | type[SequenceClassifier]] =
 __all__ = [
     "SOFT",
     "TASK_MODELS",
+    "BlackBoxModel",
     "DualEncoderClassifier",
     "Metrics",
     "Passes",
@@ -25,4 +28,5 @@ __all__ = [
     "TaskModel",
     "evaluate",
     "losses",
+    "over_http",
 ]

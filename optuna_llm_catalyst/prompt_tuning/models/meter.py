@@ -29,7 +29,7 @@ class Passes:
 class _Open(threading.local):
     """The counts that this thread keeps now, each with the model it is for."""
 
-    counts: tuple[tuple[nn.Module, Passes], ...] = ()
+    counts: tuple[tuple[object, Passes], ...] = ()
 
 
 _OPEN = _Open()
@@ -45,28 +45,31 @@ def install(encoder: nn.Module) -> None:
 
 
 @contextmanager
-def metered(encoder: nn.Module) -> Iterator[Passes]:
-    """Counts every pass of this thread through a model that has a meter."""
+def metered(model: object) -> Iterator[Passes]:
+    """Counts every pass of this thread through a model that has a meter, or counts itself."""
     passes = Passes()
     before = _OPEN.counts
-    _OPEN.counts = (*before, (encoder, passes))
+    _OPEN.counts = (*before, (model, passes))
     try:
         yield passes
     finally:
         _OPEN.counts = before
 
 
-def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    counts = [passes for model, passes in _OPEN.counts if model is encoder]
-    if not counts:
-        return
-    given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
-    n_sequences = len(given if given is not None else args[0])
+def count(model: object, n_sequences: int) -> list[Passes]:
+    """Counts a forward pass of this thread; returns where it was counted."""
+    counts = [passes for counted, passes in _OPEN.counts if counted is model]
     for passes in counts:
         passes.forward += 1
         passes.sequences += n_sequences
+    return counts
+
+
+def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
+    counts = count(encoder, len(given if given is not None else args[0]))
     hidden = output.last_hidden_state
-    if hidden.requires_grad:
+    if counts and hidden.requires_grad:
         # The backward pass may run in another thread: these counts are its own.
         hidden.register_hook(lambda _: _count_backward(counts))
 

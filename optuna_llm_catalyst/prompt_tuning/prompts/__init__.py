@@ -11,6 +11,7 @@ from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import TwoSidedDeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.sides import both_sides
+from optuna_llm_catalyst.prompt_tuning.prompts.sides import on_both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts.sides import one_side
 from optuna_llm_catalyst.prompt_tuning.prompts.soft import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.soft import TwoSidedPrompt
@@ -36,6 +37,7 @@ __all__ = [
     "TwoSidedPrompt",
     "both_sides",
     "is_of",
+    "on_both_sides",
     "one_side",
     "place_of",
 ]

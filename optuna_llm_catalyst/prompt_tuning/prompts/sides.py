@@ -5,6 +5,7 @@ from __future__ import annotations
 from optuna_llm_catalyst.prompt_tuning.prompts.base import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts.base import place_of
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts.base import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import DeepPrompt
@@ -23,6 +24,11 @@ def both_sides(labels: Prompt, texts: Prompt) -> Prompt:
     """Two prompts of one side each as one."""
     tensors = {**texts.tensors, **labels.tensors}
     return Prompt(TwoSidedDeepPrompt() if _is_deep(tensors) else TwoSidedPrompt(), tensors)
+
+
+def on_both_sides(kind: PromptKind) -> PromptKind:
+    """The kind of two sides that goes with one of one side."""
+    return TwoSidedDeepPrompt() if isinstance(kind, DeepPrompt) else TwoSidedPrompt()
 
 
 def _is_deep(tensors: Tensors) -> bool:
