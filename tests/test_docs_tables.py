@@ -36,7 +36,10 @@ DESCRIBED = {
     "TransformersProvider",
     "ReplayProvider",
     "PromptTuningObjective",
+    "BlackBoxModel",
+    "BlackBoxStage",
     "GradientStage",
+    "ZerothOrderStage",
     "DualEncoderClassifier",
     "SequenceClassifier",
 }

@@ -188,19 +188,40 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     metric: Literal["loss", "accuracy", "macro-f1"] = option(
         "loss", "What is optimised, on the validation examples."
     )
-    steps: int = count(60, "Optimiser steps a stage.")
-    lr: float = rate("Learning rate of the prompt.")
+    stage: Literal["gradient", "bbt", "bbtv2", "zo"] = option(
+        "gradient",
+        "How a stage trains: by gradients; without any by CMA-ES, on the prompt at the input "
+        "(bbt) or on one at every layer (bbtv2); by gradients estimated from queries (zo).",
+    )
+    prompt_kind: Literal["soft", "deep"] | None = option(
+        None, "A prompt at the input (soft), or at every layer. Default: soft; deep for bbtv2."
+    )
+    steps: int = count(60, "Optimiser steps of a gradient stage.")
+    queries: int = count(400, "Queries of a stage without gradients.")
+    population_size: int = count(20, "Prompts of bbt that are tried at once.", least=4)
+    intrinsic_dim: int = count(500, "Numbers that bbt searches for each layer.", least=2)
+    alpha: float = option(
+        1.0, "How far bbt looks at first, in spreads of the embeddings.", min=1e-12, max=1e38
+    )
+    lr: float | None = option(
+        None,
+        "Learning rate of the prompt. Default: 5e-3; 0.1 for zo.",
+        min=1e-12,
+        max=1e38,
+    )
     schedule: Literal["constant", "cosine"] = option(
         "constant", "How the learning rate changes within a stage."
     )
-    eval_every: int = count(10, "Steps between two evaluations.", least=1)
+    eval_every: int | None = count(
+        None, "Between two evaluations. Default: 10 steps, or 100 queries.", least=1
+    )
     patience: int | None = count(
         None, "Evaluations in a row without a better one that end a stage.", least=1
     )
     search: list[str] = option(
         (),
         "What the study chooses for each stage, with commas between: lr (from a fifth to five "
-        "times --lr), schedule.",
+        "times its value), schedule; for bbt alpha (likewise), intrinsic_dim.",
     )
     pruner: Literal["none", "median", "hyperband"] = option(
         "none",
@@ -208,7 +229,9 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         "prompt.",
     )
     text_prompts: int | None = count(
-        None, "Prompts before the texts that the study keeps. Default: 1 where the model has any."
+        None,
+        "Prompts before the texts that the study keeps. Default: 1 where the model takes any and "
+        "stages have gradients.",
     )
     later_texts: Literal["plain", "turns", "prompted"] = option(
         "plain",

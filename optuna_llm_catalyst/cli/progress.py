@@ -17,6 +17,7 @@ from rich.progress import TaskID
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli import recipe
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
@@ -37,7 +38,7 @@ class StageProgress:
         self.n_finished = 0
         self.n_failed = 0
         self._metric = options.metric
-        self._budget = options.steps
+        self._budget = recipe.stage(options).budget
         self.bar = Progress(
             console=Console(stderr=True, width=output.width()),
             disable=not sys.stderr.isatty(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from dataclasses import replace
 from typing import Any
 
@@ -12,66 +13,124 @@ from optuna.trial import BaseTrial
 
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.output import UserError
+from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
+from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import SoftPrompt
+from optuna_llm_catalyst.prompt_tuning import ZerothOrderStage
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.objective import TEXT_STAGE
+from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stage_records import settings_of
+from optuna_llm_catalyst.prompt_tuning.stages import Stage
 
 
-#: The largest learning rate that can be given.
-_MAX_LR = 1e38
+#: The largest number that is searched.
+_MOST = 1e38
 
 
-def _lr(trial: BaseTrial, options: TuneOptions) -> float:
-    return trial.suggest_float("lr", options.lr / 5, min(options.lr * 5, _MAX_LR), log=True)
+def _near(trial: BaseTrial, name: str, value: float) -> float:
+    return trial.suggest_float(name, value / 5, min(value * 5, _MOST), log=True)
 
 
-def _schedule(trial: BaseTrial, options: TuneOptions) -> str:
+def _lr(trial: BaseTrial, stage: Any) -> float:
+    return _near(trial, "lr", stage.lr)
+
+
+def _schedule(trial: BaseTrial, stage: Any) -> str:
     return str(trial.suggest_categorical("schedule", ["constant", "cosine"]))
 
 
-#: What can be chosen for each stage: fields of :class:`GradientStage`.
-SEARCHED: dict[str, Callable[[BaseTrial, TuneOptions], Any]] = {"lr": _lr, "schedule": _schedule}
+def _alpha(trial: BaseTrial, stage: Any) -> float:
+    return _near(trial, "alpha", stage.alpha)
+
+
+def _intrinsic_dim(trial: BaseTrial, stage: Any) -> int:
+    most = max(stage.intrinsic_dim, 2)
+    return trial.suggest_int("intrinsic_dim", max(most // 10, 2), most, log=True)
+
+
+#: What can be chosen for each stage: its fields, with a function of the trial and the stage.
+SEARCHED: dict[str, Callable[[BaseTrial, Any], Any]] = {
+    "lr": _lr,
+    "schedule": _schedule,
+    "alpha": _alpha,
+    "intrinsic_dim": _intrinsic_dim,
+}
 
 
 def searched(options: TuneOptions) -> tuple[str, ...]:
     """The names given with ``--search``, each once."""
     names = [name.strip() for listed in options.search for name in listed.split(",")]
+    own = {field.name for field in fields(stage(options))}  # type: ignore[arg-type]
+    known = [name for name in SEARCHED if name in own]
     for name in names:
-        if name not in SEARCHED:
-            raise UserError(f"--search {name!r} is none of {', '.join(SEARCHED)}.")
+        if name not in known:
+            raise UserError(f"--search {name!r} is none of {', '.join(known)}.")
     return tuple(dict.fromkeys(names))
 
 
-def stage(options: TuneOptions) -> GradientStage:
+def stage(options: TuneOptions) -> Stage:
     """A stage as the options say."""
-    return GradientStage(
-        n_steps=options.steps,
-        lr=options.lr,
-        eval_every=options.eval_every,
-        schedule=options.schedule,
-        patience=options.patience,
+    given = {"lr": options.lr, "eval_every": options.eval_every}
+    common = {name: value for name, value in given.items() if value is not None}
+    if options.stage == "gradient":
+        return GradientStage(
+            n_steps=options.steps, schedule=options.schedule, patience=options.patience, **common
+        )
+    if options.stage == "zo":
+        return ZerothOrderStage(n_queries=options.queries, **common)
+    common.pop("lr", None)
+    return BlackBoxStage(
+        n_queries=options.queries,
+        population_size=options.population_size,
+        intrinsic_dim=options.intrinsic_dim,
+        alpha=options.alpha,
+        **common,
     )
 
 
-def make_stage(options: TuneOptions) -> Callable[[BaseTrial], GradientStage] | None:
+def prompt_kind(options: TuneOptions) -> PromptKind:
+    """The kind of prompt that the options say."""
+    wanted = {"bbt": "soft", "bbtv2": "deep"}.get(options.stage, options.prompt_kind or "soft")
+    if options.prompt_kind not in (None, wanted):
+        other = "bbtv2" if options.stage == "bbt" else "bbt"
+        raise UserError(
+            f"--stage {options.stage} has {wanted} prompts: for {options.prompt_kind} ones take "
+            f"--stage {other}."
+        )
+    return DeepPrompt() if wanted == "deep" else SoftPrompt()
+
+
+def make_stage(options: TuneOptions) -> Callable[[BaseTrial], Stage] | None:
     """A function from a trial to its stage; None if all trials have the same."""
     names, common = searched(options), stage(options)
 
-    def make(trial: BaseTrial) -> GradientStage:
-        return replace(common, **{name: SEARCHED[name](trial, options) for name in names})
+    def make(trial: BaseTrial) -> Stage:
+        chosen = {name: SEARCHED[name](trial, common) for name in names}
+        return replace(common, **chosen)  # type: ignore[type-var]
 
     return make if names else None
 
 
-def text_stage(options: TuneOptions) -> GradientStage:
+def n_text_prompts(options: TuneOptions) -> int | None:
+    """Text prompts that the study keeps; None for as many as the model has by default."""
+    # Without gradients each query of one would read all texts again.
+    is_cheap = options.stage == "gradient" or options.text_prompts is not None
+    return options.text_prompts if is_cheap else 0
+
+
+def text_stage(options: TuneOptions) -> Stage:
     """A stage that trains a text prompt, as the options say."""
+    if options.stage != "gradient":
+        return stage(options)
+    given = {} if options.eval_every is None else {"eval_every": options.eval_every}
     return replace(
         TEXT_STAGE,
         n_steps=options.steps if options.text_steps is None else options.text_steps,
         text_lr=options.text_lr,
-        eval_every=options.eval_every,
         patience=options.patience or TEXT_STAGE.patience,
+        **given,
     )
 
 
@@ -91,12 +150,13 @@ def pruner(options: TuneOptions) -> BasePruner:
     # Stages that start elsewhere say little about each other: no pruning by default.
     if options.pruner == "none":
         return optuna.pruners.NopPruner()
-    least = max(options.eval_every, options.steps // 3)
+    own: Any = stage(options)
+    least = max(own.eval_every, own.budget // 3)
     if options.pruner == "median":
         # A stage that ended early has no value at later steps: a median of one or two says less.
         return optuna.pruners.MedianPruner(
             n_startup_trials=5, n_warmup_steps=least, n_min_trials=3
         )
     return optuna.pruners.HyperbandPruner(
-        min_resource=least, max_resource=max(options.steps, least), reduction_factor=2
+        min_resource=least, max_resource=max(own.budget, least), reduction_factor=2
     )

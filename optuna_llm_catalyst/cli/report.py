@@ -113,10 +113,11 @@ def settings_to_compare(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def budget_of(trial: BaseTrial) -> int | None:
-    """The steps that a stage may make, if its record says so."""
+    """The steps or queries that a stage may spend, if its record says so."""
     found = records.load(trial, "stage", _Stage)
-    n_steps = found.settings.get("n_steps") if found else None
-    return n_steps if isinstance(n_steps, int) else None
+    settings = found.settings if found else {}
+    budget = settings.get("n_steps", settings.get("n_queries"))
+    return budget if isinstance(budget, int) else None
 
 
 def listed(settings: dict[str, Any]) -> str:

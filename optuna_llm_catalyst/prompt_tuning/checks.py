@@ -15,7 +15,7 @@ from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
-from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
+from optuna_llm_catalyst.prompt_tuning.stages import needs_gradient
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 
 
@@ -56,10 +56,10 @@ def check_methods(model: TaskModel, kind: PromptKind, stages: Sequence[Stage]) -
     """Raises a ValueError if a model cannot take a kind of prompt, or be trained by a stage."""
     kind.start(model.embed([[0]]), model.placement)
     for stage in stages:
-        if isinstance(stage, GradientStage) and not model.is_differentiable:
+        if needs_gradient(stage) and not model.is_differentiable:
             raise ValueError(
-                f"`stage` needs gradients, and {type(model).__name__} has none to give: take "
-                "BlackBoxStage or ZerothOrderStage."
+                f"{type(stage).__name__} needs gradients, and {type(model).__name__} has none to "
+                "give: take BlackBoxStage or ZerothOrderStage."
             )
 
 

@@ -25,6 +25,7 @@ from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
 from optuna_llm_catalyst.prompt_tuning.stage_recorder import StageRecorder
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import needs_gradient
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.trajectory import Trajectory
@@ -102,7 +103,7 @@ class StageRunner:
         # compared with, and later ones rest on it.
         can_be_pruned = not plan.reading.is_trained
         watch = _Watch(
-            trial, run, self._projector(run, prompt), self._observe, patience, can_be_pruned
+            trial, run, self._projector(run, prompt, stage), self._observe, patience, can_be_pruned
         )
         result = stage.run(replace(run, observe=watch))
         trajectory, is_pruned = watch.trajectory(result.best), result.stopped and watch.is_pruned
@@ -111,13 +112,14 @@ class StageRunner:
             raise optuna.TrialPruned(f"at step {result.spent}")
         return result.best.value
 
-    def _projector(self, run: Run, prompt: RestartPrompt) -> Projector:
+    def _projector(self, run: Run, prompt: RestartPrompt, stage: Stage) -> Projector:
         return Projector(
             # Words are measured before the labels alone: before texts they would be dear.
             replace(run, start=sides(run.start)[0]),
             self._table_with(prompt.token_ids),
             distance=self._distance,
-            n_checked_swaps=self._n_checked_swaps,
+            # Gradients say which swaps are worth measuring.
+            n_checked_swaps=self._n_checked_swaps if needs_gradient(stage) else 0,
         )
 
     def _table_with(self, token_ids: Sequence[int]) -> WordTable:

@@ -1,6 +1,7 @@
 """Restart prompt to trained prompt: one method a file, behind one Protocol."""
 
 from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages.base import needs_gradient
 from optuna_llm_catalyst.prompt_tuning.stages.base import Observer
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import Stage
@@ -21,4 +22,5 @@ __all__ = [
     "StageResult",
     "ZerothOrderStage",
     "bucketed_batches",
+    "needs_gradient",
 ]

@@ -113,7 +113,10 @@ class StageResult:
 
 class Stage(Protocol):
     """One stage of prompt tuning. Laws: the same run gives the same result; the model's weights
-    are bit-identical afterwards; nothing is carried over from an earlier stage."""
+    are bit-identical afterwards; nothing is carried over from an earlier stage.
+
+    A stage that asks for no gradient has an attribute ``needs_gradient`` that is False.
+    """
 
     @property
     def budget(self) -> int:
@@ -124,3 +127,8 @@ class Stage(Protocol):
 
     def run(self, run: Run) -> StageResult:
         """Trains from the run's start."""
+
+
+def needs_gradient(stage: Stage) -> bool:
+    """Whether a stage asks for gradients: it does unless it says otherwise."""
+    return bool(getattr(stage, "needs_gradient", True))

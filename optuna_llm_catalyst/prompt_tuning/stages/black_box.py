@@ -60,6 +60,10 @@ class BlackBoxStage:
             raise ValueError(f"`alpha` must be positive, got {self.alpha}.")
 
     @property
+    def needs_gradient(self) -> bool:
+        return False
+
+    @property
     def budget(self) -> int:
         return self.n_queries
 

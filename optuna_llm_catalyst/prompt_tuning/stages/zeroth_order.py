@@ -60,6 +60,10 @@ class ZerothOrderStage:
             raise ValueError(f"`rule` must be 'plain' or 'conservative', got {self.rule!r}.")
 
     @property
+    def needs_gradient(self) -> bool:
+        return False
+
+    @property
     def budget(self) -> int:
         return self.n_queries
 

@@ -1,0 +1,93 @@
+"""`tune` with each method: chosen, shown, resumed, and refused where it cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+
+from optuna_llm_catalyst import records
+from tests.cli.conftest import Cli
+
+
+METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
+    "gradient": ((), {"stage": "GradientStage", "n_steps": 4, "lr": 0.005}),
+    "deep": (("--prompt-kind", "deep", "--text-prompts", 0), {"stage": "GradientStage"}),
+    "deep on both sides": (("--prompt-kind", "deep"), {"stage": "GradientStage"}),
+    "bbt": (
+        ("--stage", "bbt", "--alpha", 0.5),
+        {"stage": "BlackBoxStage", "n_queries": 21, "alpha": 0.5, "population_size": 5},
+    ),
+    "bbtv2": (("--stage", "bbtv2"), {"stage": "BlackBoxStage", "intrinsic_dim": 8}),
+    "zo": (("--stage", "zo"), {"stage": "ZerothOrderStage", "lr": 0.1, "eval_every": 2}),
+    "zo on both sides": (
+        ("--stage", "zo", "--text-prompts", 1, "--lr", 0.2),
+        {"stage": "ZerothOrderStage", "lr": 0.2},
+    ),
+}
+SHORT = ("--queries", 21, "--population-size", 5, "--intrinsic-dim", 8)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_runs_and_resumes(tune: Cli, cli: Cli, name: str) -> None:
+    options, settings = METHODS[name]
+    first, second = (tune(*SHORT, *options, "--stages", 2) for _ in range(2))
+
+    assert first.code == second.code == 0, first.err + second.err
+    assert "Resuming study" in second.err and "was trained with" not in second.err
+    study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
+    assert len(study.trials) == 4
+    last = records.load(study.trials[-1], "stage", dict[str, Any])
+    assert last is not None and settings.items() <= last["settings"].items()
+    for trial in study.trials:
+        has_gradient = settings["stage"] == "GradientStage"
+        assert (trial.user_attrs["backward_passes"] > 0) == has_gradient
+        assert trial.user_attrs["forward_passes"] > 0
+    assert "fitted ensemble" in second.out
+    has_text_prompt = name.endswith("both sides") or name == "gradient"
+    assert ("trained here" in cli("show", "--trial", 0).out) == has_text_prompt
+    exported = cli("export", "out", "--model", "")
+    assert exported.code == 0, exported.err
+
+
+def test_what_black_boxes_search_is_chosen_by_the_study(tune: Cli) -> None:
+    tune(*SHORT, "--stage", "bbt", "--search", "alpha,intrinsic_dim", "--stages", 3)
+    study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
+    for trial in study.trials:
+        assert 0.2 <= trial.params["alpha"] <= 5
+        assert 2 <= trial.params["intrinsic_dim"] <= 8
+    assert len({trial.params["alpha"] for trial in study.trials}) == 3
+
+
+REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
+    "bbt is shallow": (
+        ("--stage", "bbt", "--prompt-kind", "deep"),
+        "error: --stage bbt has soft prompts: for deep ones take --stage bbtv2.",
+    ),
+    "bbtv2 is deep": (
+        ("--stage", "bbtv2", "--prompt-kind", "soft"),
+        "error: --stage bbtv2 has deep prompts: for soft ones take --stage bbt.",
+    ),
+    "what a stage has not": (
+        ("--stage", "bbt", "--search", "lr"),
+        "error: --search 'lr' is none of alpha, intrinsic_dim.",
+    ),
+    "an unknown method": (("--stage", "sgd"), "'sgd' is not one of"),
+    "a small population": (("--population-size", 3), "--population-size"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_is_one_line(tune: Cli, name: str) -> None:
+    options, message = REFUSED[name]
+    result = tune(*options)
+    assert result.code == 2
+    assert message in result.err.splitlines()[-1] and "Traceback" not in result.err
+
+
+def test_a_study_keeps_its_kind_of_prompt(tune: Cli) -> None:
+    tune("--stages", 1)
+    result = tune("--stages", 1, "--prompt-kind", "deep")
+    assert result.code == 2
+    assert "was made with --prompt-kind 'soft', this command has 'deep'" in result.err
