@@ -61,6 +61,7 @@ PUBLIC = {
         "DualEncoderClassifier",
         "Example",
         "GradientStage",
+        "MaskedLMClassifier",
         "Metric",
         "Pretrained",
         "Prompt",

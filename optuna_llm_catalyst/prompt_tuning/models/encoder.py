@@ -19,6 +19,7 @@ from optuna_llm_catalyst.prompt_tuning.models.layers import added
 from optuna_llm_catalyst.prompt_tuning.models.layers import find_layers
 from optuna_llm_catalyst.prompt_tuning.models.layers import spread
 from optuna_llm_catalyst.prompt_tuning.models.layers import watched
+from optuna_llm_catalyst.prompt_tuning.pretrained import Head
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.prompts import place_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Placement
@@ -45,6 +46,10 @@ class PromptedEncoder:
 
     is_differentiable = True
     placement: Placement
+    #: What of the pretrained model is needed besides its encoder.
+    head: Head = "none"
+    #: Fields of a split that the encoder does not read.
+    _unread: frozenset[str] = frozenset()
 
     def __init__(self, pretrained: Pretrained) -> None:
         self.name = pretrained.name
@@ -130,11 +135,11 @@ class PromptedEncoder:
 
     def _pass(self, batch: Split, prompt: Prompt | None, side: Side) -> Tensor:
         """One forward pass over a batch under some prompts, pooled: (P, b, d)."""
-        inputs = {name: field.rows for name, field in batch.fields.items()}
+        inputs = {n: field.rows for n, field in batch.fields.items() if n not in self._unread}
         layers = {} if prompt is None else prompt.layers(side, batch)
         if not layers:
             hidden = self.encoder(**inputs).last_hidden_state  # (b, T, d)
-            pooled = self._pooling(hidden, inputs["attention_mask"]).unsqueeze(0)
+            pooled = self._pool(hidden, inputs["attention_mask"], batch).unsqueeze(0)
             return pooled if prompt is None else pooled.expand(len(prompt), -1, -1)
         embedded = tokens.embed_tokens(self.encoder, inputs["input_ids"])  # (b, T, d)
         embeddings, inputs = tokens.splice_prompts(
@@ -147,8 +152,13 @@ class PromptedEncoder:
         }
         with added(self._layers, deeper, offset=self._offset):
             hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
-        pooled = self._pooling(hidden, inputs["attention_mask"])  # (P*b, d)
+        pooled = self._pool(hidden, inputs["attention_mask"], batch)  # (P*b, d)
         return pooled.view(len(layers[0]), len(batch), -1)
+
+    def _pool(self, hidden: Tensor, attention_mask: Tensor, batch: Split) -> Tensor:
+        """One vector for each sequence, (P*b, d), of hidden states (P*b, T, d)."""
+        del batch
+        return self._pooling(hidden, attention_mask)
 
     @torch.no_grad()
     def spreads(self, prompt: Prompt, batch: Split) -> dict[str, float]:

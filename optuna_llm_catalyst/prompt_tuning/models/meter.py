@@ -66,8 +66,8 @@ def count(model: object, n_sequences: int) -> list[Passes]:
 
 
 def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    given = kwargs.get("inputs_embeds", kwargs.get("input_ids"))
-    counts = count(encoder, len(given if given is not None else args[0]))
+    given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+    counts = count(encoder, len(next(rows for rows in given if rows is not None)))
     hidden = output.last_hidden_state
     if counts and hidden.requires_grad:
         # The backward pass may run in another thread: these counts are its own.

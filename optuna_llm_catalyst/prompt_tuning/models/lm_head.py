@@ -1,0 +1,68 @@
+"""The head of a language model, for some of its hidden states and some words of its vocabulary."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+
+class WordHead(nn.Module):
+    """The logits of a few words, as the language model itself would give them.
+
+    It is the model's own head, with the rows of these words in place of all rows of its last
+    layer, and hidden states in place of the encoder. It shares no memory that is written to.
+
+    Args:
+        language_model: A Hugging Face model with a head over the vocabulary.
+        token_ids: The words, by token id.
+
+    Raises:
+        ValueError: If the model's last layer is not a linear one.
+    """
+
+    def __init__(self, language_model: Any, token_ids: list[int]) -> None:
+        super().__init__()
+        last = language_model.get_output_embeddings()
+        if not isinstance(last, nn.Linear):
+            raise ValueError(
+                f"{type(language_model).__name__} gives its words' logits by "
+                f"{type(last).__name__}, not by a linear layer: its head cannot be cut."
+            )
+        rows = nn.Linear(last.in_features, len(token_ids), bias=last.bias is not None)
+        index = torch.tensor(token_ids, device=last.weight.device)
+        rows.weight = nn.Parameter(last.weight.detach()[index].clone())
+        if last.bias is not None:
+            rows.bias = nn.Parameter(last.bias.detach()[index].clone())
+        self._given = _Given()
+        # What the head does between the encoder and its last layer differs from family to family.
+        shared = {id(language_model.base_model): self._given, id(last): rows}
+        self._head = copy.deepcopy(language_model, shared).eval().requires_grad_(False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states (N, d) to logits (N, number of words)."""
+        self._given.hidden = hidden.unsqueeze(1)  # (N, 1, d)
+        try:
+            logits: Tensor = self._head(inputs_embeds=hidden.unsqueeze(1)).logits
+        finally:
+            self._given.hidden = None
+        return logits.squeeze(1)
+
+
+class _Given(nn.Module):
+    """Stands where the encoder was, and gives what it is told to."""
+
+    hidden: Tensor | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> _Output:
+        return _Output(last_hidden_state=self.hidden)
+
+
+class _Output(BaseModelOutputWithPastAndCrossAttentions):
+    """What any language model looks for in its encoder's output."""
+
+    global_attentions = None
