@@ -41,6 +41,7 @@ DESCRIBED = {
     "GradientStage",
     "ZerothOrderStage",
     "DualEncoderClassifier",
+    "MaskedLMClassifier",
     "SequenceClassifier",
 }
 

@@ -172,13 +172,23 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     text: str = option("", "Column of the texts. Default: text, or one that is called like that.")
     text_pair: str = option("", "Column of second texts, for tasks on pairs.")
     label: str = option("", "Column of the labels. Default: label, or one that is called so.")
-    model_type: Literal["dual-encoder", "sequence-classifier"] = option(
-        "dual-encoder", "How the encoder classifies."
+    model_type: Literal["dual-encoder", "sequence-classifier", "masked-lm"] = option(
+        "dual-encoder",
+        "How the model classifies: by the label nearest to a text, by a linear head, or by the "
+        "word that fills a blank.",
     )
-    prompt_position: Literal["behind_cls", "front"] = option(
-        "behind_cls",
-        "Where a sequence-classifier's prompt stands: behind [CLS], or in front of all, for "
-        "export --peft.",
+    prompt_position: Literal["behind_cls", "front"] | None = option(
+        None,
+        "Where a sequence-classifier's prompt stands: behind [CLS] (the default), or in front of "
+        "all, for export --peft.",
+    )
+    template: str = option(
+        "", "What a masked-lm reads. Default: {text} It was {mask}. Also: {text_pair}."
+    )
+    verbalizer: list[str] = option(
+        (),
+        "LABEL=WORD,WORD: words that stand for a label in the blank of a masked-lm; may be given "
+        "several times. Default: the label itself.",
     )
     num_virtual_tokens: int = count(
         8, "Length of the prompt in tokens.", least=1, most=MAX_VIRTUAL_TOKENS

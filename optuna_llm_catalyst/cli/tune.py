@@ -18,6 +18,7 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import recipe
 from optuna_llm_catalyst.cli import report
 from optuna_llm_catalyst.cli import studies
+from optuna_llm_catalyst.cli import task_models
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import sections_of
 from optuna_llm_catalyst.cli.options import TuneOptions
@@ -31,7 +32,6 @@ from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
-from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.proposers.phrases import MAX_EXAMPLE
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
@@ -113,30 +113,12 @@ def run(options: TuneOptions) -> int:
 def _model_and_objective(
     options: TuneOptions, task: prompt_tuning.Task, progress: StageProgress
 ) -> tuple[TaskModel, prompt_tuning.PromptTuningObjective]:
-    if options.prompt_position != "behind_cls" and options.model_type == "dual-encoder":
-        raise output.UserError("--prompt-position needs --model-type sequence-classifier.")
-    pretrained = prompt_tuning.load_pretrained(
-        options.model,
-        device=usable_device(options.device, called="--device"),
-        trust_remote_code=options.trust_remote_code,
-    )
-    output.say(f"Model {pretrained.name} from {pretrained.source}.")
-    length = options.num_virtual_tokens
-    model: TaskModel
-    if options.model_type == "dual-encoder":
-        model = prompt_tuning.DualEncoderClassifier(pretrained, task.labels)
-    else:
-        model = prompt_tuning.SequenceClassifier(
-            pretrained,
-            task.labels,
-            max_virtual_tokens=length,
-            prompt_position=options.prompt_position,
-        )
+    model, pretrained = task_models.make(options, task)
     make_stage = recipe.make_stage(options)
     objective = prompt_tuning.PromptTuningObjective(
         model,
         task,
-        PromptSpace(pretrained.tokenizer, length),
+        PromptSpace(pretrained.tokenizer, options.num_virtual_tokens),
         metric=options.metric,
         stage=None if make_stage else recipe.stage(options),
         make_stage=make_stage,
@@ -207,7 +189,9 @@ def _resume(
     setup = {
         "--model": options.model,
         "--model-type": options.model_type,
-        "--prompt-position": options.prompt_position,
+        "--prompt-position": options.prompt_position or "behind_cls",
+        "--template": options.template,
+        "--verbalizer": sorted(options.verbalizer),
         "--prompt-kind": recipe.prompt_kind(options).name,
         "--shots": options.shots,
         "--metric": options.metric,

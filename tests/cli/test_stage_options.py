@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -9,6 +10,7 @@ import pytest
 
 from optuna_llm_catalyst import records
 from tests.cli.conftest import Cli
+from tests.prompt_tuning.test_masked_lm import make as masked_lm
 
 
 METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
@@ -60,6 +62,25 @@ def test_what_black_boxes_search_is_chosen_by_the_study(tune: Cli) -> None:
     assert len({trial.params["alpha"] for trial in study.trials}) == 3
 
 
+def test_a_masked_language_model_is_tuned_exported_and_used(cli: Cli, data: Path) -> None:
+    model, tokenizer = masked_lm("bert")
+    for part in (model, tokenizer):
+        part.save_pretrained("mlm")
+    options = (
+        *("tune", data, "--model", "mlm", "--model-type", "masked-lm", "--stages", 1),
+        *("--steps", 2, "--eval-every", 1, "--num-virtual-tokens", 3),
+        *("--verbalizer", "wild_animal=wolf,animal", "--template", "{text} {mask}"),
+    )
+    result = cli(*options)
+    assert result.code == 0, result.err
+    assert cli("export", "out").code == 0
+    predicted = cli("predict", "out", "--text", "the bread")
+    assert predicted.code == 0, predicted.err
+    assert predicted.json["label"] in ("wild_animal", "food", "tool")
+    other = cli(*options[:-2])
+    assert "was made with --template '{text} {mask}', this command has ''" in other.err
+
+
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "bbt is shallow": (
         ("--stage", "bbt", "--prompt-kind", "deep"),
@@ -74,6 +95,18 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         "error: --search 'lr' is none of alpha, intrinsic_dim.",
     ),
     "an unknown method": (("--stage", "sgd"), "'sgd' is not one of"),
+    "a template elsewhere": (
+        ("--template", "{text} {mask}"),
+        "error: --template needs --model-type masked-lm.",
+    ),
+    "no verbalizer": (
+        ("--model-type", "masked-lm", "--verbalizer", "food"),
+        "error: --verbalizer 'food' is not LABEL=WORD,WORD with a label of wild_animal, food",
+    ),
+    "a verbalizer of nothing": (
+        ("--model-type", "masked-lm", "--verbalizer", "fruit=apple"),
+        "error: --verbalizer 'fruit=apple' is not LABEL=WORD,WORD",
+    ),
     "a small population": (("--population-size", 3), "--population-size"),
 }
 

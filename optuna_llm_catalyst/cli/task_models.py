@@ -1,0 +1,65 @@
+"""``tune``'s frozen model, with the task on top that the options say."""
+
+from __future__ import annotations
+
+from optuna_llm_catalyst import prompt_tuning
+from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
+from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+
+
+#: Options that belong to one type of model.
+_OWNERS = {
+    "prompt_position": "sequence-classifier",
+    "template": "masked-lm",
+    "verbalizer": "masked-lm",
+}
+
+
+def make(
+    options: TuneOptions, task: prompt_tuning.Task
+) -> tuple[TaskModel, prompt_tuning.Pretrained]:
+    """The task model, and the pretrained one below it; says where that was found."""
+    for name, owner in _OWNERS.items():
+        if getattr(options, name) and options.model_type != owner:
+            raise output.UserError(f"--{name.replace('_', '-')} needs --model-type {owner}.")
+    verbalizers = _verbalizers(options, task)
+    pretrained = prompt_tuning.load_pretrained(
+        options.model,
+        device=usable_device(options.device, called="--device"),
+        trust_remote_code=options.trust_remote_code,
+        head="masked-lm" if options.model_type == "masked-lm" else "none",
+    )
+    output.say(f"Model {pretrained.name} from {pretrained.source}.")
+    if options.model_type == "dual-encoder":
+        return prompt_tuning.DualEncoderClassifier(pretrained, task.labels), pretrained
+    length = options.num_virtual_tokens
+    if options.model_type == "sequence-classifier":
+        model: TaskModel = prompt_tuning.SequenceClassifier(
+            pretrained,
+            task.labels,
+            max_virtual_tokens=length,
+            prompt_position=options.prompt_position or "behind_cls",
+        )
+        return model, pretrained
+    template = {"template": options.template} if options.template else {}
+    model = prompt_tuning.MaskedLMClassifier(
+        pretrained, task.labels, verbalizers=verbalizers, max_virtual_tokens=length, **template
+    )
+    return model, pretrained
+
+
+def _verbalizers(options: TuneOptions, task: prompt_tuning.Task) -> dict[str, list[str]] | None:
+    """The words of each label; a label that is not given has its name."""
+    given = {label: [label.replace("_", " ")] for label in task.labels}
+    for value in options.verbalizer:
+        label, has_words, listed = value.partition("=")
+        words = [word.strip() for word in listed.split(",") if word.strip()]
+        if not has_words or not words or label not in given:
+            raise output.UserError(
+                f"--verbalizer {value!r} is not LABEL=WORD,WORD with a label of "
+                f"{', '.join(task.labels)}."
+            )
+        given[label] = words
+    return given if options.verbalizer else None
