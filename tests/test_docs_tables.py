@@ -38,6 +38,7 @@ DESCRIBED = {
     "PromptTuningObjective",
     "BlackBoxModel",
     "BlackBoxStage",
+    "DistilledStage",
     "GradientStage",
     "ZerothOrderStage",
     "DualEncoderClassifier",

@@ -58,6 +58,7 @@ PUBLIC = {
         "BlackBoxModel",
         "BlackBoxStage",
         "DeepPrompt",
+        "DistilledStage",
         "DualEncoderClassifier",
         "Example",
         "GradientStage",

@@ -198,10 +198,11 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     metric: Literal["loss", "accuracy", "macro-f1"] = option(
         "loss", "What is optimised, on the validation examples."
     )
-    stage: Literal["gradient", "bbt", "bbtv2", "zo"] = option(
+    stage: Literal["gradient", "bbt", "bbtv2", "gdfo", "zo"] = option(
         "gradient",
         "How a stage trains: by gradients; without any by CMA-ES, on the prompt at the input "
-        "(bbt) or on one at every layer (bbtv2); by gradients estimated from queries (zo).",
+        "(bbt), on one at every layer (bbtv2), or led by a student (gdfo); by gradients estimated "
+        "from queries (zo).",
     )
     prompt_kind: Literal["soft", "deep"] | None = option(
         None, "A prompt at the input (soft), or at every layer. Default: soft; deep for bbtv2."
@@ -213,6 +214,7 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     alpha: float = option(
         1.0, "How far bbt looks at first, in spreads of the embeddings.", min=1e-12, max=1e38
     )
+    gd_weight: float = option(0.5, "Weight of gdfo's student; 0: bbt.", min=0, max=1)
     lr: float | None = option(
         None,
         "Learning rate of the prompt. Default: 5e-3; 0.1 for zo.",
@@ -231,7 +233,8 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     search: list[str] = option(
         (),
         "What the study chooses for each stage, with commas between: lr (from a fifth to five "
-        "times its value), schedule; for bbt alpha (likewise), intrinsic_dim.",
+        "times its value), schedule; for bbt alpha (likewise), intrinsic_dim; for gdfo also "
+        "gd_weight.",
     )
     pruner: Literal["none", "median", "hyperband"] = option(
         "none",

@@ -15,6 +15,7 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.output import UserError
 from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
+from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning import ZerothOrderStage
@@ -50,12 +51,17 @@ def _intrinsic_dim(trial: BaseTrial, stage: Any) -> int:
     return trial.suggest_int("intrinsic_dim", max(most // 10, 2), most, log=True)
 
 
+def _gd_weight(trial: BaseTrial, stage: Any) -> float:
+    return trial.suggest_float("gd_weight", 0.0, 1.0)
+
+
 #: What can be chosen for each stage: its fields, with a function of the trial and the stage.
 SEARCHED: dict[str, Callable[[BaseTrial, Any], Any]] = {
     "lr": _lr,
     "schedule": _schedule,
     "alpha": _alpha,
     "intrinsic_dim": _intrinsic_dim,
+    "gd_weight": _gd_weight,
 }
 
 
@@ -73,21 +79,27 @@ def searched(options: TuneOptions) -> tuple[str, ...]:
 def stage(options: TuneOptions) -> Stage:
     """A stage as the options say."""
     given = {"lr": options.lr, "eval_every": options.eval_every}
-    common = {name: value for name, value in given.items() if value is not None}
+    common: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
+    if options.stage != "gradient" and options.schedule != "constant":
+        raise UserError(f"--schedule needs --stage gradient, this is --stage {options.stage}.")
+    if options.stage not in ("gradient", "zo") and options.lr is not None:
+        raise UserError(f"--stage {options.stage} has no learning rate: leave --lr out.")
     if options.stage == "gradient":
         return GradientStage(
             n_steps=options.steps, schedule=options.schedule, patience=options.patience, **common
         )
     if options.stage == "zo":
         return ZerothOrderStage(n_queries=options.queries, **common)
-    common.pop("lr", None)
-    return BlackBoxStage(
-        n_queries=options.queries,
-        population_size=options.population_size,
-        intrinsic_dim=options.intrinsic_dim,
-        alpha=options.alpha,
+    searched: dict[str, Any] = {
+        "n_queries": options.queries,
+        "population_size": options.population_size,
+        "intrinsic_dim": options.intrinsic_dim,
+        "alpha": options.alpha,
         **common,
-    )
+    }
+    if options.stage == "gdfo":
+        return DistilledStage(gd_weight=options.gd_weight, **searched)
+    return BlackBoxStage(**searched)
 
 
 def prompt_kind(options: TuneOptions) -> PromptKind:
@@ -124,7 +136,7 @@ def text_stage(options: TuneOptions) -> Stage:
     """A stage that trains a text prompt, as the options say."""
     if options.stage != "gradient":
         return stage(options)
-    given = {} if options.eval_every is None else {"eval_every": options.eval_every}
+    given: dict[str, Any] = {"eval_every": options.eval_every} if options.eval_every else {}
     return replace(
         TEXT_STAGE,
         n_steps=options.steps if options.text_steps is None else options.text_steps,

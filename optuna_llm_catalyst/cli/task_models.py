@@ -7,6 +7,7 @@ from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.models.masked_lm import DEFAULT_TEMPLATE
 
 
 #: Options that belong to one type of model.
@@ -43,9 +44,12 @@ def make(
             prompt_position=options.prompt_position or "behind_cls",
         )
         return model, pretrained
-    template = {"template": options.template} if options.template else {}
     model = prompt_tuning.MaskedLMClassifier(
-        pretrained, task.labels, verbalizers=verbalizers, max_virtual_tokens=length, **template
+        pretrained,
+        task.labels,
+        template=options.template or DEFAULT_TEMPLATE,
+        verbalizers=verbalizers,
+        max_virtual_tokens=length,
     )
     return model, pretrained
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import optuna
 
 from optuna_llm_catalyst import records
@@ -52,18 +50,23 @@ def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts
         )
 
 
-def check_methods(model: TaskModel, kind: PromptKind, stages: Sequence[Stage]) -> None:
-    """Raises a ValueError if a model cannot take a kind of prompt, or be trained by a stage."""
+def check_kind(model: TaskModel, kind: PromptKind) -> None:
+    """Raises a ValueError if a model cannot take a kind of prompt."""
     kind.start(model.embed([[0]]), model.placement)
-    for stage in stages:
-        if needs_gradient(stage) and not model.is_differentiable:
-            raise ValueError(
-                f"{type(stage).__name__} needs gradients, and {type(model).__name__} has none to "
-                "give: take BlackBoxStage or ZerothOrderStage."
-            )
 
 
-def check_study(study: optuna.Study, number: int, model: TaskModel, metric: Metric) -> None:
+def check_stage(model: TaskModel, stage: Stage) -> None:
+    """Raises a ValueError if a stage needs more of a model than it gives."""
+    if needs_gradient(stage) and not model.is_differentiable:
+        raise ValueError(
+            f"{type(stage).__name__} needs gradients, and {type(model).__name__} has none to "
+            "give: take BlackBoxStage or ZerothOrderStage."
+        )
+
+
+def check_study(
+    study: optuna.Study, number: int, model: TaskModel, metric: Metric, kind: PromptKind
+) -> None:
     """Checks that a study can take the value of the trial of a number.
 
     Raises:
@@ -93,5 +96,10 @@ def check_study(study: optuna.Study, number: int, model: TaskModel, metric: Metr
             raise StudyMismatchError(
                 f"Trial {other} was valued by {record.metric}, this one would be by "
                 f"{metric.name}. Use the metric of the study, or a new study name."
+            )
+        if record.prompt_kind != kind.name:
+            raise StudyMismatchError(
+                f"Trial {other} has prompts of the kind {record.prompt_kind}, this one would have "
+                f"{kind.name} ones. Use the kind of the study, or a new study name."
             )
         return

@@ -169,15 +169,19 @@ class PromptTuningObjective:
         )
         checks.check_parts(model, task, space, n_text_prompts)
         kind = on_both_sides(prompt_kind) if n_text_prompts else prompt_kind
-        stages = [self._stage, text_stage] if n_text_prompts else [self._stage]
-        checks.check_methods(model, kind, stages)
+        checks.check_kind(model, kind)
+        for used in (
+            *([self._stage] if make_stage is None else []),
+            *([text_stage] if n_text_prompts else []),
+        ):
+            checks.check_stage(model, used)
         for name in ("train", "validation"):
             self.data.split(name)
 
     def __call__(self, trial: BaseTrial) -> float:
         study = trial.study if isinstance(trial, Trial) else None
         if study is not None:
-            checks.check_study(study, trial.number, self.model, self.metric)
+            checks.check_study(study, trial.number, self.model, self.metric, self._kind)
         workers.claim(trial)
         refinement = refining.load(trial) if study else None
         # Splits are encoded once for all stages: that is no stage's cost.
@@ -200,7 +204,7 @@ class PromptTuningObjective:
                 refined_from, patience = refinement.refined_from, refinement.patience
             text_prompt = plan.reading.text_prompt
             stage_records.record_stage(
-                trial, stage, self.model, text_prompt, refined_from, self.metric
+                trial, stage, self.model, text_prompt, refined_from, self.metric, self._kind
             )
             return self._runner.run(trial, stage, prompt, start, plan, passes, patience)
 
@@ -319,7 +323,11 @@ class PromptTuningObjective:
     def _stage_of(self, trial: BaseTrial, reading: Reading) -> Stage:
         if reading.is_trained:
             return self._text_stage
-        return self._stage if self._make_stage is None else self._make_stage(trial)
+        if self._make_stage is None:
+            return self._stage
+        stage = self._make_stage(trial)
+        checks.check_stage(self.model, stage)
+        return stage
 
     def _untrained(
         self, prompts: Sequence[RestartPrompt], study: optuna.Study | None

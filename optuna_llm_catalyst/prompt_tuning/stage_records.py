@@ -11,7 +11,9 @@ from optuna.trial import BaseTrial
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
 from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.models import SOFT
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.schema import encode
 
@@ -34,6 +36,7 @@ class StageRecord:
         text_prompt: The trial whose text prompt stood before the texts; None for plain texts.
         refined_from: The trial whose stage it continued, if it did.
         metric: What the trial's value is.
+        prompt_kind: The kind of prompt on the model's usual side.
     """
 
     settings: dict[str, Any]
@@ -41,6 +44,7 @@ class StageRecord:
     text_prompt: int | None = None
     refined_from: int | None = None
     metric: str = LOSS.name
+    prompt_kind: str = SOFT.name
 
 
 def settings_of(stage: Stage, model: TaskModel) -> dict[str, Any]:
@@ -57,8 +61,9 @@ def record_stage(
     text_prompt: int | None,
     refined_from: int | None,
     metric: Metric,
+    kind: PromptKind = SOFT,
 ) -> None:
     """Leaves on a running trial how its stage runs."""
     known, settings = ModelRecord(model.name, model.fingerprint), settings_of(stage, model)
-    record = StageRecord(settings, known, text_prompt, refined_from, metric.name)
+    record = StageRecord(settings, known, text_prompt, refined_from, metric.name, kind.name)
     records.save(trial, "stage", encode(record))

@@ -22,6 +22,10 @@ METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
         {"stage": "BlackBoxStage", "n_queries": 21, "alpha": 0.5, "population_size": 5},
     ),
     "bbtv2": (("--stage", "bbtv2"), {"stage": "BlackBoxStage", "intrinsic_dim": 8}),
+    "gdfo": (
+        ("--stage", "gdfo", "--gd-weight", 0.7),
+        {"stage": "DistilledStage", "gd_weight": 0.7, "n_queries": 21},
+    ),
     "zo": (("--stage", "zo"), {"stage": "ZerothOrderStage", "lr": 0.1, "eval_every": 2}),
     "zo on both sides": (
         ("--stage", "zo", "--text-prompts", 1, "--lr", 0.2),
@@ -93,6 +97,14 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "what a stage has not": (
         ("--stage", "bbt", "--search", "lr"),
         "error: --search 'lr' is none of alpha, intrinsic_dim.",
+    ),
+    "a rate of bbt": (
+        ("--stage", "bbt", "--lr", 0.1),
+        "error: --stage bbt has no learning rate: leave --lr out.",
+    ),
+    "a schedule of zo": (
+        ("--stage", "zo", "--schedule", "cosine"),
+        "error: --schedule needs --stage gradient, this is --stage zo.",
     ),
     "an unknown method": (("--stage", "sgd"), "'sgd' is not one of"),
     "a template elsewhere": (

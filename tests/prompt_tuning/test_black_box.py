@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
+from optuna.trial import BaseTrial
+from optuna.trial import TrialState
 import pytest
 import torch
+import torch.nn.functional as F
 
 from optuna_llm_catalyst import LLMCatalystSampler
 from optuna_llm_catalyst import load_trajectory
@@ -26,17 +30,21 @@ from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.prompt_tuning import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
+from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import over_http
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
+from optuna_llm_catalyst.prompt_tuning import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning import ZerothOrderStage
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.stages import StageResult
-from optuna_llm_catalyst.prompt_tuning.stages.black_box import _Search
+from optuna_llm_catalyst.prompt_tuning.stages.black_box import Subspace
+from optuna_llm_catalyst.prompt_tuning.stages.distilled import _Student
+from tests.conftest import logged
 
 from .tiny import make_examples
 from .tiny import make_space
@@ -96,13 +104,12 @@ def test_estimated_gradients_lead_downhill(rule: str) -> None:
 
 def test_the_projection_has_the_spread_of_its_definition() -> None:
     """``alpha * spread / sqrt(k)``, so that a first step has entries of ``alpha * spread``."""
-    stage = BlackBoxStage(intrinsic_dim=50, alpha=0.4)
-    start = torch.zeros(1, 20, 30)
-    search = _Search(stage, "texts", start, 0.25, np.random.default_rng(0))
-    assert search.projection.shape == (600, 50)
-    assert search.projection.std().item() == pytest.approx(0.4 * 0.25 / math.sqrt(50), rel=0.02)
-    z = torch.randn(50, 1000, generator=torch.Generator().manual_seed(0))
-    assert (search.projection @ z).std().item() == pytest.approx(0.4 * 0.25, rel=0.03)
+    prompt = Prompt(SoftPrompt(), {"texts": torch.zeros(1, 20, 30)})
+    subspace = Subspace.random(prompt, "texts", 50, 0.4 * 0.25, np.random.default_rng(0))
+    assert subspace.projection.shape == (600, 50)
+    assert subspace.projection.std().item() == pytest.approx(0.1 / math.sqrt(50), rel=0.02)
+    z = torch.randn(1000, 50, generator=torch.Generator().manual_seed(0))
+    assert subspace.prompts(prompt, z).words().std().item() == pytest.approx(0.1, rel=0.03)
 
 
 def test_the_trained_prompt_lies_in_the_random_subspace() -> None:
@@ -138,7 +145,7 @@ def test_the_training_loss_never_rises_from_layer_to_layer() -> None:
     )
     stage.run(Run(run.model, run.start, train, train, 0, observe))
     assert found == sorted(found, reverse=True) and found[-1] < found[0]
-    assert len(found) == 11  # The start, and ten rounds of two populations of four.
+    assert len(found) == 21  # The start, and twenty populations of four.
     assert set().union(*changed) == {"texts", "texts.1"}
 
 
@@ -161,6 +168,69 @@ def test_a_population_is_one_batched_call(
     stage = BlackBoxStage(n_queries=25, population_size=8, intrinsic_dim=4, eval_every=99)
     stage.run(Run(model, start, train, validation))
     assert calls == [(1, 5), (1, 6), (8, 6), (8, 6), (8, 6), (1, 5)]
+
+
+# The student.
+
+
+def distilled(**options: Any) -> DistilledStage:
+    return DistilledStage(n_queries=301, population_size=10, intrinsic_dim=40, **options)
+
+
+def test_without_weight_the_student_changes_nothing() -> None:
+    """Bit for bit."""
+    plain = BlackBoxStage(n_queries=301, population_size=10, intrinsic_dim=40)
+    (one, seen_of_one), (two, seen_of_two) = (
+        run_on(black_box(), stage, seed=4) for stage in (plain, distilled(gd_weight=0.0))
+    )
+    assert seen_of_one == seen_of_two
+    assert torch.equal(one.best.prompt.words(), two.best.prompt.words())
+    _, other = run_on(black_box(), distilled(gd_weight=0.5, min_agreement=0.0), seed=4)
+    assert other != seen_of_one
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_a_student_leads_downhill(weight: float) -> None:
+    result, seen = run_on(black_box(), distilled(gd_weight=weight, min_agreement=0.0))
+    assert result.best.loss < seen[0] - 1
+
+
+def test_a_student_learns_what_the_black_box_says() -> None:
+    """Of a linear black box, on points that it has not seen."""
+    generator = np.random.default_rng(0)
+    weights = generator.normal(size=(5, 12))
+
+    def answers(points: NDArray[np.float64]) -> torch.Tensor:
+        return torch.from_numpy(points @ weights).float().view(-1, 4, 3).log_softmax(-1)
+
+    student = _Student(5, 4, 3)
+    unseen = generator.normal(size=(50, 5))
+    before = student.agreement(unseen, answers(unseen))
+    for _ in range(20):
+        points = generator.normal(size=(10, 5))
+        student.learn(points, answers(points))
+    after = student.agreement(unseen, answers(unseen))
+    assert after > 0.85 > before
+    labels = torch.tensor([0, 1, 2, 0])
+    path = student.descent(np.zeros(5), labels, 10)
+    losses = [F.nll_loss(answers(point[None])[0], labels).item() for point in path]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_student_that_does_not_agree_is_left_out_and_the_log_says_so() -> None:
+    """Once a stage. The only agreement that counts is with prompts that it has not seen."""
+    # A student cannot agree on what is no label: the black box changes its mind at every query.
+    generator = np.random.default_rng(0)
+
+    def noise(rows: NDArray[np.float32], examples: Sequence[Example]) -> NDArray[np.float64]:
+        found = np.log([0.1, 0.9])[generator.integers(2, size=(len(rows), len(examples)))]
+        return np.stack([found, np.log1p(-np.exp(found))], -1)
+
+    model = BlackBoxModel(noise, TABLE, ["no", "yes"], name="noise")
+    with logged("optuna", logging.INFO) as lines:
+        run_on(model, distilled(min_agreement=0.9))
+    [line] = lines
+    assert "The student agrees with the black box on " in line and "fewer than 90%" in line
 
 
 # A model that is a function.
@@ -222,11 +292,18 @@ BAD = {
     "no name": (lambda: BlackBoxModel(bowl, TABLE, ["a", "b"], name=""), "`name`"),
     "no batch": (lambda: black_box(batch_size=0), "`batch_size` must be at least 1"),
     "another tokenizer": (lambda: black_box().embed([[70]]), "there are 70 embeddings only"),
-    "few queries": (lambda: BlackBoxStage(n_queries=-1), "`n_queries` must be at least 0"),
+    "few queries": (lambda: BlackBoxStage(n_queries=20), "`n_queries` must be 0 or at least 21"),
+    "fewer than none": (lambda: BlackBoxStage(n_queries=-1), "`n_queries` must be 0 or at least"),
+    "fewer estimates": (lambda: ZerothOrderStage(n_queries=-1), "`n_queries` must be at least 0"),
     "few prompts": (lambda: BlackBoxStage(population_size=3), "`population_size`.*at least 4"),
     "one dimension": (lambda: BlackBoxStage(intrinsic_dim=1), "`intrinsic_dim`.*at least 2"),
     "no step": (lambda: BlackBoxStage(alpha=0), "`alpha` must be positive, got 0"),
     "no number": (lambda: BlackBoxStage(alpha=math.nan), "`alpha` must be positive, got nan"),
+    "much weight": (lambda: DistilledStage(gd_weight=1.5), "`gd_weight` must be at most 1"),
+    "no agreement": (
+        lambda: DistilledStage(min_agreement=-1),
+        "`min_agreement` must be at least 0",
+    ),
     "no rate": (lambda: ZerothOrderStage(lr=0), "`lr` must be positive, got 0"),
     "no distance": (lambda: ZerothOrderStage(epsilon=-1), "`epsilon` must be positive, got -1"),
     "a rule": (lambda: ZerothOrderStage(rule="x"), "`rule` must be 'plain' or"),  # type: ignore[arg-type]
@@ -379,3 +456,26 @@ def test_what_a_black_box_cannot_do_is_refused_at_construction(case: str) -> Non
     )
     with pytest.raises(ValueError, match=message):
         PromptTuningObjective(model, make_task(), make_space(), **options)
+
+
+def test_a_black_box_takes_stages_that_a_trial_makes(store: FileSystemArtifactStore) -> None:
+    """Also with a budget that the trial suggests; and a stage with gradients is refused there."""
+    table = np.random.default_rng(2).normal(0, 0.5, (make_space().vocab_size, WIDTH))
+
+    def flat(rows: NDArray[np.float32], examples: Sequence[Example]) -> NDArray[np.float64]:
+        return np.full((len(rows), len(examples), 3), np.log(1 / 3))
+
+    def objective(make: Callable[[BaseTrial], Stage]) -> PromptTuningObjective:
+        model = BlackBoxModel(flat, table, make_task().labels, name="flat")
+        space = make_space()
+        return PromptTuningObjective(
+            model, make_task(), space, make_stage=make, artifact_store=store
+        )
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    study.optimize(
+        objective(lambda t: ZerothOrderStage(n_queries=t.suggest_int("n", 5, 20))), n_trials=2
+    )
+    assert len(study.get_trials(states=[TrialState.COMPLETE])) == 2
+    with pytest.raises(ValueError, match="GradientStage needs gradients, and BlackBoxModel"):
+        study.optimize(objective(lambda _: GradientStage()), n_trials=1)

@@ -31,7 +31,9 @@ def ground(name: str) -> tuple[nn.Module, Tensor, list[nn.Module]]:
     encoder, _ = family(name)
     ids = torch.tensor([[2, 5, 9, 7, 8, 3], [2, 6, 4, 11, 10, 3]])
     embedded = embed_tokens(encoder, ids).detach()
-    return encoder, embedded, find_layers(encoder, embedded[:1])
+    layers, width = find_layers(encoder, embedded[:1])
+    assert width == (32 if layers else 0)
+    return encoder, embedded, layers
 
 
 def change_of(embedded: Tensor, width: int, seed: int = 0) -> Tensor:

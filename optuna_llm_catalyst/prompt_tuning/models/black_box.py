@@ -80,7 +80,8 @@ class BlackBoxModel:
         if not name:
             raise ValueError("`name` must not be empty: it tells the study's model from others.")
         self.name = name
-        self.fingerprint = f"BlackBoxModel:{hashlib.sha256(table.tobytes()).hexdigest()[:16]}"
+        digest = hashlib.sha256(repr((name, table.shape)).encode() + table.tobytes())
+        self.fingerprint = f"BlackBoxModel:{digest.hexdigest()[:16]}"
         self.labels = tuple(labels)
         self.mechanism = mechanism
         self.placement = Placement(("texts",), 1, max_virtual_tokens)
@@ -155,7 +156,7 @@ class BlackBoxModel:
         if not np.allclose(np.exp(found).sum(-1), 1, atol=_TOLERANCE):
             raise ModelError(f"{self.name} gave log-probabilities that do not sum to 1.")
         meter.count(self, len(rows) * len(examples))
-        return torch.from_numpy(found)
+        return torch.tensor(found)  # A copy: the function may use its array again.
 
 
 def over_http(url: str, *, timeout: float = 60.0) -> LogProbs:

@@ -87,7 +87,7 @@ class DualEncoderClassifier(PromptedEncoder):
             max(len(self._layers), 1),
             self._n_positions - max(self._classes.lengths),
             {"texts": self._n_reserved},
-            takes_deep=len(self._layers) > 1,
+            layer_width=self._layer_width,
         )
 
     @property

@@ -63,7 +63,9 @@ class PromptedEncoder:
         meter.install(self.encoder)
         self._n_positions = tokens.max_positions(self._tokenizer, self.encoder)
         some_ids = torch.arange(2, device=self.device).unsqueeze(0)
-        self._layers = find_layers(self.encoder, tokens.embed_tokens(self.encoder, some_ids))
+        self._layers, self._layer_width = find_layers(
+            self.encoder, tokens.embed_tokens(self.encoder, some_ids)
+        )
         self._offset = tokens.n_leading_special_tokens(self._tokenizer)
 
     @property
@@ -155,6 +157,15 @@ class PromptedEncoder:
         pooled = self._pool(hidden, inputs["attention_mask"], batch)  # (P*b, d)
         return pooled.view(len(layers[0]), len(batch), -1)
 
+    def _check_length(self, prompt: Prompt) -> None:
+        """Raises if a prompt before texts is longer than the room that was kept for it."""
+        length = prompt.words().shape[1]
+        if length > self.placement.max_virtual_tokens:
+            raise ValueError(
+                f"The prompt has {length} virtual tokens, the model keeps room for "
+                f"{self.placement.max_virtual_tokens}: raise `max_virtual_tokens`."
+            )
+
     def _pool(self, hidden: Tensor, attention_mask: Tensor, batch: Split) -> Tensor:
         """One vector for each sequence, (P*b, d), of hidden states (P*b, T, d)."""
         del batch
@@ -172,7 +183,7 @@ class PromptedEncoder:
             batch: Texts.
         """
         places = {name: place_of(name) for name in prompt.trained}
-        hidden: dict[str, dict[int, float]] = {}
+        hidden: dict[Side, dict[int, float]] = {}
         for side in dict(side for side in places.values() if side[1] > 0):
             some = self._sequences(side, batch)
             with watched(self._layers) as seen:
@@ -187,7 +198,9 @@ class PromptedEncoder:
     def _embedding_spread(self) -> float:
         """The standard deviation of all tokens' embeddings."""
         ids = torch.arange(self.vocab_size, device=self.device)
-        rows = (tokens.embed_tokens(self.encoder, some).double() for some in ids.split(_MAX_IDS))
+        rows = (
+            tokens.embed_tokens(self.encoder, some).cpu().double() for some in ids.split(_MAX_IDS)
+        )
         sums = [(r.numel(), r.sum().item(), r.square().sum().item()) for r in rows]
         n, total, squares = (sum(column) for column in zip(*sums, strict=True))
         return math.sqrt(max(squares / n - (total / n) ** 2, 0.0))

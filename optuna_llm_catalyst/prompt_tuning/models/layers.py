@@ -22,8 +22,8 @@ _CLIPPED_AT = 3.0
 
 
 @torch.no_grad()
-def find_layers(encoder: nn.Module, embedded: Tensor) -> list[nn.Module]:
-    """The layers, the first first; empty if they cannot take a prompt.
+def find_layers(encoder: nn.Module, embedded: Tensor) -> tuple[list[nn.Module], int]:
+    """The layers, the first first, and their width; none and 0 if they cannot take a prompt.
 
     Some encoders run one layer many times, or have sequences along another axis.
 
@@ -38,9 +38,11 @@ def find_layers(encoder: nn.Module, embedded: Tensor) -> list[nn.Module]:
                 encoder(inputs_embeds=embedded)
             # Longformer's sequences grow to whole windows.
             shapes = [tuple(states.shape) for states in seen.values()]
-            fits = all(s[0] == 1 and len(s) == 3 and s[1] >= embedded.shape[1] for s in shapes)
-            return list(module) if fits and len(shapes) == n_layers else []
-    return []
+            fits = all(len(s) == 3 and s[0] == 1 and s[1] >= embedded.shape[1] for s in shapes)
+            widths = {s[-1] for s in shapes}
+            if len(module) > 1 and fits and len(widths) == 1 and len(shapes) == len(module):
+                return list(module), widths.pop()
+    return [], 0
 
 
 @contextmanager
@@ -85,7 +87,7 @@ def watched(layers: list[nn.Module]) -> Iterator[dict[int, Tensor]]:
 
 def spread(values: Tensor) -> float:
     """The standard deviation after five times clipping at three of them (BBTv2's code)."""
-    values = values.double().flatten()
+    values = values.cpu().double().flatten()
     for _ in range(_N_CLIPPINGS):
         mean, deviation = values.mean(), values.std()
         values = values.clamp(mean - _CLIPPED_AT * deviation, mean + _CLIPPED_AT * deviation)
@@ -100,13 +102,17 @@ def _hooked(
     thread = threading.get_ident()
 
     def hook_of(layer: int) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            # Another thread may use the encoder at the same time.
-            if threading.get_ident() != thread:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+            # Another thread may use the encoder at the same time. Where this one removes the hook
+            # just then, torch forgets that it takes keywords.
+            if threading.get_ident() != thread or kwargs is None:
+                return None
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            if not isinstance(hidden, Tensor):
                 return None
             if args:
-                return (change(layer, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": change(layer, kwargs["hidden_states"])}
+                return (change(layer, hidden), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": change(layer, hidden)}
 
         return hook
 

@@ -15,7 +15,7 @@ class WordHead(nn.Module):
     """The logits of a few words, as the language model itself would give them.
 
     It is the model's own head, with the rows of these words in place of all rows of its last
-    layer, and hidden states in place of the encoder. It shares no memory that is written to.
+    layer, and hidden states in place of the encoder.
 
     Args:
         language_model: A Hugging Face model with a head over the vocabulary.
@@ -38,28 +38,21 @@ class WordHead(nn.Module):
         rows.weight = nn.Parameter(last.weight.detach()[index].clone())
         if last.bias is not None:
             rows.bias = nn.Parameter(last.bias.detach()[index].clone())
-        self._given = _Given()
         # What the head does between the encoder and its last layer differs from family to family.
-        shared = {id(language_model.base_model): self._given, id(last): rows}
+        shared = {id(language_model.base_model): _Given(), id(last): rows}
         self._head = copy.deepcopy(language_model, shared).eval().requires_grad_(False)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (N, d) to logits (N, number of words)."""
-        self._given.hidden = hidden.unsqueeze(1)  # (N, 1, d)
-        try:
-            logits: Tensor = self._head(inputs_embeds=hidden.unsqueeze(1)).logits
-        finally:
-            self._given.hidden = None
+        logits: Tensor = self._head(inputs_embeds=hidden.unsqueeze(1)).logits  # (N, 1, words)
         return logits.squeeze(1)
 
 
 class _Given(nn.Module):
-    """Stands where the encoder was, and gives what it is told to."""
+    """Stands where the encoder was, and takes embeddings for its hidden states."""
 
-    hidden: Tensor | None = None
-
-    def forward(self, *args: Any, **kwargs: Any) -> _Output:
-        return _Output(last_hidden_state=self.hidden)
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _Output:
+        return _Output(last_hidden_state=inputs_embeds)
 
 
 class _Output(BaseModelOutputWithPastAndCrossAttentions):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import hashlib
 import json
 from typing import Any
 
@@ -28,7 +29,7 @@ from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
 _MAX_SEQUENCES = 64
-_TEMPLATE = "{text} It was {mask}."
+DEFAULT_TEMPLATE = "{text} It was {mask}."
 
 
 class MaskedLMClassifier(PromptedEncoder):
@@ -63,7 +64,7 @@ class MaskedLMClassifier(PromptedEncoder):
         pretrained: Pretrained,
         labels: Sequence[str],
         *,
-        template: str = _TEMPLATE,
+        template: str = DEFAULT_TEMPLATE,
         verbalizers: Mapping[str, Sequence[str]] | str | None = None,
         max_length: int = 128,
         max_virtual_tokens: int = 64,
@@ -76,6 +77,8 @@ class MaskedLMClassifier(PromptedEncoder):
         super().__init__(pretrained)
         if self._tokenizer.mask_token is None:
             raise ValueError(f"The tokenizer of {pretrained.name} has no mask token.")
+        if not self._tokenizer.is_fast:  # Texts are cut at the ends of tokens.
+            raise ValueError(f"The tokenizer of {pretrained.name} is no fast one.")
         self.pretrained = pretrained
         self.labels = tuple(labels)
         self.template = _checked(template)
@@ -99,30 +102,41 @@ class MaskedLMClassifier(PromptedEncoder):
             "max_length": max_length,
             "max_virtual_tokens": max_virtual_tokens,
         }
-        self._max_length = max_length
+        described = json.dumps([template, sorted(self.verbalizers.items())])
+        self.fingerprint += f":{hashlib.sha256(described.encode()).hexdigest()[:8]}"
+        around = template.format(text="", text_pair="", mask=self._tokenizer.mask_token)
+        used = len(self._tokenizer(around)["input_ids"])
+        self._text_room = min(max_length, self._n_positions - max_virtual_tokens - used)
+        if self._text_room < 2:
+            raise ValueError(
+                f"The encoder has {self._n_positions} positions: {max_virtual_tokens} for the "
+                f"prompt and {used} for the template leave no room for a text. Lower "
+                "`max_virtual_tokens`, or shorten `template`."
+            )
         self.placement = Placement(
             ("texts",),
             max(len(self._layers), 1),
             max_virtual_tokens,
-            takes_deep=len(self._layers) > 1,
+            layer_width=self._layer_width,
         )
 
     @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Split:
         filled = [Example(self._filled(example), example.label) for example in examples]
-        split = self._tokenize(filled, max_length=None, n_reserved=self._n_reserved)
+        n_reserved = self.placement.max_virtual_tokens
+        split = self._tokenize(filled, max_length=None, n_reserved=n_reserved)
         is_mask = split.rows("input_ids") == self._tokenizer.mask_token_id  # (B, T)
-        if not (is_mask.sum(1) == 1).all():
-            i = int((is_mask.sum(1) != 1).nonzero()[0])
-            raise ValueError(
-                f"The text {examples[i].text[:60]!r} holds the mask token itself: take it out."
-            )
+        for example, n in zip(examples, is_mask.sum(1).tolist(), strict=True):
+            if n != 1:
+                what = "holds the mask token itself" if n else "leaves no room for the mask"
+                raise ValueError(f"The text {example.text[:60]!r} {what}: change it.")
         fields = {**split.fields, "mask_at": Field(is_mask.int().argmax(1))}
         return Split(tuple(examples), split.labels, fields, split.lengths)
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
+        self._check_length(prompt)
         hidden = self._features(batch, prompt, "texts", max_sequences=_MAX_SEQUENCES)
-        logits = self._words(hidden.flatten(0, 1)) @ self._means  # (P*B, C)
+        logits = self._words(hidden.flatten(0, 1)).float() @ self._means  # (P*B, C)
         return F.log_softmax(logits.view(*hidden.shape[:2], -1), dim=-1)
 
     def _pool(self, hidden: Tensor, attention_mask: Tensor, batch: Split) -> Tensor:
@@ -132,19 +146,21 @@ class MaskedLMClassifier(PromptedEncoder):
         at = (batch.rows("mask_at") + length).repeat(n_prompts)  # (P*b,)
         return hidden[torch.arange(len(hidden), device=hidden.device), at]
 
-    @property
-    def _n_reserved(self) -> int:
-        return self.placement.max_virtual_tokens
-
     def _filled(self, example: Example) -> str:
         """The template with a text that leaves room for the rest of it."""
-        mask = self._tokenizer.mask_token
-        around = self.template.format(text="", text_pair="", mask=mask)
-        used = len(self._tokenizer(around)["input_ids"])
-        room = min(self._max_length, self._n_positions - self._n_reserved - used)
-        texts = [example.text] if example.text_pair is None else [example.text, example.text_pair]
-        cut = [self._cut(text, max(room // len(texts), 1)) for text in texts]
-        return self.template.format(text=cut[0], text_pair=cut[-1], mask=mask)
+        pair = example.text_pair
+        if ("{text_pair}" in self.template) != (pair is not None):
+            has = "has no second text" if pair is None else "has a second text"
+            raise ValueError(
+                f"The example {example.text[:60]!r} {has}, which does not fit the template "
+                f"{self.template!r}: {{text_pair}} stands for it there."
+            )
+        room = self._text_room if pair is None else self._text_room // 2
+        return self.template.format(
+            text=self._cut(example.text, room),
+            text_pair=self._cut(pair or "", room),
+            mask=self._tokenizer.mask_token,
+        )
 
     def _cut(self, text: str, n_tokens: int) -> str:
         """The start of a text, of so many tokens."""
@@ -167,9 +183,11 @@ class MaskedLMClassifier(PromptedEncoder):
 
 
 def _checked(template: str) -> str:
-    if template.count("{text}") != 1 or template.count("{mask}") != 1:
+    counts = [template.count(field) for field in ("{text}", "{mask}", "{text_pair}")]
+    if counts[:2] != [1, 1] or counts[2] > 1:
         raise ValueError(
-            f"`template` must have {{text}} and {{mask}}, each once, got {template!r}."
+            f"`template` must have {{text}} and {{mask}} and may have {{text_pair}}, each once, "
+            f"got {template!r}."
         )
     try:
         template.format(text="", text_pair="", mask="")

@@ -95,7 +95,7 @@ class SequenceClassifier(PromptedEncoder):
             ("texts",),
             max(len(self._layers), 1),
             max_virtual_tokens,
-            takes_deep=len(self._layers) > 1,
+            layer_width=self._layer_width,
         )
 
     def encode(self, examples: Sequence[Example]) -> Split:
@@ -127,12 +127,7 @@ class SequenceClassifier(PromptedEncoder):
         return F.normalize(pooled[0], dim=-1)
 
     def _prompted(self, prompt: Prompt, batch: Split) -> Tensor:
-        length = prompt.words().shape[1]
-        if length > self.placement.max_virtual_tokens:
-            raise ValueError(
-                f"The prompt has {length} virtual tokens, the model keeps room for "
-                f"{self.placement.max_virtual_tokens}: raise `max_virtual_tokens`."
-            )
+        self._check_length(prompt)
         pooled = self._features(batch, prompt, "texts", max_sequences=_MAX_SEQUENCES)
         # Unit scale for every entry, whatever scale the encoder has: the head's penalty and its
         # learning rate then mean the same for all encoders.

@@ -34,10 +34,10 @@ Tensors = Mapping[str, Tensor]
 HEAD_PREFIX = "head."
 
 
-def place_of(name: str) -> tuple[str, int]:
+def place_of(name: str) -> tuple[Side, int]:
     """The side and the layer of a tensor by its name: ``texts`` is at 0, ``texts.2`` at 2."""
     side, _, layer = name.partition(".")
-    return side, int(layer or 0)
+    return ("labels" if side == "labels" else "texts"), int(layer or 0)
 
 
 def is_of(name: str, part: str) -> bool:
@@ -52,7 +52,8 @@ class Placement:
     Attributes:
         sides: The inputs that can carry a prompt, the usual one first.
         n_layers: Layers of the encoder. Layer 0 takes the prompt at the input embeddings.
-        takes_deep: Whether the further layers take a prompt, too.
+        layer_width: Width of the hidden states before the further layers; 0 if these take no
+            prompt.
         max_virtual_tokens: The longest prompt that fits into the positions of the usual side.
         room: The same for the other sides.
     """
@@ -61,7 +62,7 @@ class Placement:
     n_layers: int
     max_virtual_tokens: int
     room: Mapping[Side, int] = field(default_factory=dict)
-    takes_deep: bool = False
+    layer_width: int = 0
 
 
 class PromptKind(Protocol):
@@ -134,8 +135,9 @@ class Prompt:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The tensors without the head, the input's of each side before its further layers'."""
-        return {n: t for n, t in self.tensors.items() if not n.startswith(HEAD_PREFIX)}
+        """The tensors without the head, by side and layer, in their order."""
+        names = (name for name in self.tensors if not is_of(name, "head"))
+        return {name: self.tensors[name] for name in sorted(names, key=place_of)}
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Prompt:
         """The same prompts with every tensor changed."""

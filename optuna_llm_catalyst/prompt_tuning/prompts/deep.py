@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Placement
@@ -40,13 +39,14 @@ class TwoSidedDeepPrompt(TwoSidedPrompt):
 
 
 def _with_layers(inputs: dict[str, Tensor], placement: Placement) -> dict[str, Tensor]:
-    if not placement.takes_deep:
+    if not placement.layer_width:
         raise ValueError(
             "A deep prompt needs an encoder whose layers take a text's hidden states one after "
             "the other; this one takes a prompt at its input only."
         )
-    return {
-        name if layer == 0 else f"{name}.{layer}": rows if layer == 0 else torch.zeros_like(rows)
+    changes = {
+        f"{name}.{layer}": rows.new_zeros(*rows.shape[:2], placement.layer_width)  # (P, L, d)
         for name, rows in inputs.items()
-        for layer in range(placement.n_layers)
-    }  # Each (P, L, d).
+        for layer in range(1, placement.n_layers)
+    }
+    return {**inputs, **changes}

@@ -7,6 +7,7 @@ from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import Stage
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
 from optuna_llm_catalyst.prompt_tuning.stages.black_box import BlackBoxStage
+from optuna_llm_catalyst.prompt_tuning.stages.distilled import DistilledStage
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import bucketed_batches
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import GradientStage
 from optuna_llm_catalyst.prompt_tuning.stages.zeroth_order import ZerothOrderStage
@@ -14,6 +15,7 @@ from optuna_llm_catalyst.prompt_tuning.stages.zeroth_order import ZerothOrderSta
 
 __all__ = [
     "BlackBoxStage",
+    "DistilledStage",
     "Evaluation",
     "GradientStage",
     "Observer",

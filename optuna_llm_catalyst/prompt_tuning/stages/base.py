@@ -83,8 +83,13 @@ class Run:
     @torch.no_grad()
     def losses(self, prompts: Prompt, batch: Split) -> list[float]:
         """The loss of each of ``P`` prompts on a batch; what is no number is infinite."""
-        found = losses(self.model.log_probs(prompts, batch), batch.labels)
-        return found.double().nan_to_num(nan=math.inf).tolist()
+        return self.losses_of(self.model.log_probs(prompts, batch), batch.labels)
+
+    @staticmethod
+    def losses_of(log_probs: Tensor, labels: Tensor) -> list[float]:
+        """The same of log-probabilities (P, B, C) and labels (B,)."""
+        found = losses(log_probs, labels).cpu().double()
+        return found.nan_to_num(nan=math.inf, posinf=math.inf).tolist()
 
     def is_better(self, one: Evaluation, other: Evaluation | None) -> bool:
         """Whether an evaluation is better than another, by the metric and then by the loss.

@@ -12,12 +12,15 @@ papers divide by the step size of CMA-ES, too, and let it search with that: the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
+from itertools import cycle
 import math
 
 from cmaes import CMA
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor
 
@@ -36,8 +39,8 @@ class BlackBoxStage:
     so the training loss never rises. A head stays as it was fitted at the start.
 
     Attributes:
-        n_queries: Queries, the start's included. Tensors get equally many populations: what is
-            left over is not spent.
+        n_queries: Queries, the start's included; what does not fill a population is not spent.
+            The tensors of a prompt take turns, so a deep one needs more.
         population_size: Prompts asked for at once.
         intrinsic_dim: Numbers that are searched for each tensor.
         alpha: How far the first population lies from the start, in spreads of the embeddings or
@@ -52,7 +55,13 @@ class BlackBoxStage:
     eval_every: int = 100
 
     def __post_init__(self) -> None:
-        check_at_least(0, n_queries=self.n_queries)
+        if self.n_queries != 0:
+            least = self.population_size + 1
+            if not self.n_queries >= least:
+                raise ValueError(
+                    f"`n_queries` must be 0 or at least {least}, the start and one population of "
+                    f"{self.population_size}, got {self.n_queries}."
+                )
         check_at_least(4, population_size=self.population_size)
         check_at_least(2, intrinsic_dim=self.intrinsic_dim)
         check_at_least(1, eval_every=self.eval_every)
@@ -73,83 +82,109 @@ class BlackBoxStage:
     @torch.no_grad()
     def run(self, run: Run) -> StageResult:
         prompt = run.start.map(lambda tensor: tensor.detach().float())
-        searches = self._searches(run, prompt)
-        per_round = self.population_size * len(searches)
-        n_rounds = max(self.n_queries - 1, 0) // per_round
+        searches = cycle(self._searches(run, prompt))
+        n_populations = max(self.n_queries - 1, 0) // self.population_size
         best = now = run.evaluate(prompt, 0)
         stopped = run.observe(now)
         loss, spent = math.inf, 0
-        if n_rounds and not stopped:
+        if n_populations and not stopped:
             loss, spent = run.losses(prompt, run.train)[0], 1
-        for is_last in (i == n_rounds - 1 for i in range(n_rounds)):
+        for i, search in zip(range(n_populations), searches, strict=False):
             if stopped:
                 break
-            for search in searches:
-                found = search.population(run, prompt)
-                spent += self.population_size
-                if found.loss < loss:
-                    prompt, loss = found.prompt, found.loss
+            found = search.population(run, prompt)
+            spent += self.population_size
+            if found.loss < loss:
+                prompt, loss = found.prompt, found.loss
+            is_last = i == n_populations - 1
             if is_last or spent - now.step >= self.eval_every:
                 now = run.evaluate(prompt, spent)
                 best = now if run.is_better(now, best) else best
                 stopped = run.observe(now)
         return StageResult(best, spent, stopped)
 
-    def _searches(self, run: Run, prompt: Prompt) -> list[_Search]:
+    def _searches(self, run: Run, prompt: Prompt) -> Sequence[Search]:
         """One for each tensor that is trained, the input's first."""
         names = list(prompt.trained)
         spreads = run.model.spreads(prompt, run.train)
         seeds = np.random.SeedSequence(run.seed).spawn(len(names))
         return [
-            _Search(self, name, prompt.tensors[name], spreads[name], np.random.default_rng(seed))
+            self._search(run, prompt, name, spreads[name], np.random.default_rng(seed))
             for name, seed in zip(names, seeds, strict=True)
         ]
 
+    def _search(
+        self, run: Run, prompt: Prompt, name: str, spread: float, generator: np.random.Generator
+    ) -> Search:
+        """The search of one tensor."""
+        subspace = Subspace.random(
+            prompt, name, self.intrinsic_dim, self.alpha * spread, generator
+        )
+        return Search(subspace, self.population_size, int(generator.integers(2**31)))
+
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class Found:
     """The best of a population, and its training loss."""
 
     prompt: Prompt
     loss: float
 
 
-class _Search:
-    """CMA-ES on one tensor of a prompt.
+@dataclass(frozen=True, eq=False)
+class Subspace:
+    """What a tensor can become: ``start + A z``.
 
     Attributes:
+        name: The tensor's name.
+        start: What it starts from, ``(1, L, d)``.
         projection: ``A``, of shape ``(L * d, k)``.
     """
 
-    def __init__(
-        self,
-        stage: BlackBoxStage,
-        name: str,
-        start: Tensor,
-        spread: float,
-        generator: np.random.Generator,
-    ) -> None:
-        self._name = name
-        self._start = start  # (1, L, d)
-        self._size = stage.population_size
-        deviation = stage.alpha * spread / math.sqrt(stage.intrinsic_dim)
-        rows = generator.standard_normal((start.numel(), stage.intrinsic_dim), dtype=np.float32)
-        self.projection = torch.from_numpy(rows * np.float32(deviation)).to(start.device)
-        self._cma = CMA(
-            mean=np.zeros(stage.intrinsic_dim),
-            sigma=1.0,
-            population_size=stage.population_size,
-            seed=int(generator.integers(2**31)),
-        )
+    name: str
+    start: Tensor
+    projection: Tensor
 
-    def population(self, run: Run, incumbent: Prompt) -> _Found:
+    @staticmethod
+    def random(
+        prompt: Prompt, name: str, k: int, deviation: float, generator: np.random.Generator
+    ) -> Subspace:
+        """Of ``k`` directions; a normal ``z`` moves each entry by about ``deviation``."""
+        start = prompt.tensors[name]
+        rows = generator.standard_normal((start.numel(), k), dtype=np.float32)
+        rows *= np.float32(deviation / math.sqrt(k))
+        return Subspace(name, start, torch.from_numpy(rows).to(start.device))
+
+    def prompts(self, incumbent: Prompt, z: Tensor) -> Prompt:
+        """The incumbent with the tensor at each of ``P`` points, (P, k)."""
+        moved = (z.to(self.start) @ self.projection.T).view(-1, *self.start.shape[1:])
+        others = incumbent.map(lambda tensor: tensor.expand(len(z), *tensor.shape[1:]))
+        return Prompt(incumbent.kind, {**others.tensors, self.name: self.start + moved})
+
+
+class Search:
+    """CMA-ES on one tensor of a prompt."""
+
+    def __init__(self, subspace: Subspace, size: int, seed: int) -> None:
+        k = subspace.projection.shape[1]
+        self._subspace = subspace
+        self._cma = CMA(mean=np.zeros(k), sigma=1.0, population_size=size, seed=seed)
+
+    def population(self, run: Run, incumbent: Prompt) -> Found:
         """Tries a population while the incumbent's other tensors stay as they are."""
-        points = [self._cma.ask() for _ in range(self._size)]
-        z = torch.from_numpy(np.stack(points)).to(self._start)  # (P, k)
-        tried = self._start + (z @ self.projection.T).view(-1, *self._start.shape[1:])
-        others = incumbent.map(lambda tensor: tensor.expand(self._size, *tensor.shape[1:]))
-        prompts = Prompt(incumbent.kind, {**others.tensors, self._name: tried})
-        found = run.losses(prompts, run.train)
+        asked = np.stack([self._cma.ask() for _ in range(self._cma.population_size)])
+        points = self._points(asked)  # (P, k)
+        prompts = self._subspace.prompts(incumbent, torch.from_numpy(points))
+        log_probs = run.model.log_probs(prompts, run.train)
+        found = run.losses_of(log_probs, run.train.labels)
         self._cma.tell(list(zip(points, found, strict=True)))
-        best = min(range(self._size), key=found.__getitem__)
-        return _Found(prompts[[best]], found[best])
+        self._learn(points, log_probs)
+        best = min(range(len(found)), key=found.__getitem__)
+        return Found(prompts[[best]], found[best])
+
+    def _points(self, asked: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What is tried of what CMA-ES asks for, (P, k)."""
+        return asked
+
+    def _learn(self, points: NDArray[np.float64], log_probs: Tensor) -> None:
+        """Sees what was found at ``P`` points: log-probabilities (P, B, C)."""

@@ -15,10 +15,8 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import check_at_least
-from optuna_llm_catalyst.prompt_tuning.prompts import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
@@ -116,11 +114,8 @@ class _Noise:
         """``P`` prompts: a prompt moved along the direction by each of the sizes."""
         (seed,) = np.random.SeedSequence(self.seed).generate_state(1)
         generator = torch.Generator().manual_seed(int(seed))
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in prompt.tensors.items():
-            if is_of(name, "head"):
-                tensors[name] = tensor.expand(len(sizes), *tensor.shape[1:])
-                continue
+        tensors = {n: t.expand(len(sizes), *t.shape[1:]) for n, t in prompt.tensors.items()}
+        for name, tensor in prompt.trained.items():
             z = self.spreads[name] * torch.randn(tensor.shape, generator=generator)
             along = torch.tensor(sizes).view(-1, *[1] * (tensor.ndim - 1)) * z  # (P, …)
             tensors[name] = tensor + along.to(tensor.device)
