@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--test-examples", type=int, default=500)
     parser.add_argument("--out", type=Path, required=True, help="JSONL file of product.py")
     args = parser.parse_args()
-    source = load_pretrained().source
+    source = load_pretrained().encoder.name_or_path
     known = {(r["task"], r["seed"], r.get("name")) for r in read_rows(args.out)}
     for folder in args.data:
         for seed in args.seeds:

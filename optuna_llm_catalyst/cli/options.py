@@ -217,7 +217,7 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     gd_weight: float = option(0.5, "Weight of gdfo's student; 0: bbt.", min=0, max=1)
     lr: float | None = option(
         None,
-        "Learning rate of the prompt. Default: 5e-3; 0.1 for zo.",
+        "Learning rate of the prompt. Default: 5e-3; 5 for zo.",
         min=1e-12,
         max=1e38,
     )

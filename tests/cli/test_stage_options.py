@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
         ("--stage", "gdfo", "--gd-weight", 0.7),
         {"stage": "DistilledStage", "gd_weight": 0.7, "n_queries": 21},
     ),
-    "zo": (("--stage", "zo"), {"stage": "ZerothOrderStage", "lr": 0.1, "eval_every": 2}),
+    "zo": (("--stage", "zo"), {"stage": "ZerothOrderStage", "lr": 5.0, "eval_every": 2}),
     "zo on both sides": (
         ("--stage", "zo", "--text-prompts", 1, "--lr", 0.2),
         {"stage": "ZerothOrderStage", "lr": 0.2},

@@ -474,7 +474,8 @@ def test_a_black_box_takes_stages_that_a_trial_makes(store: FileSystemArtifactSt
 
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(
-        objective(lambda t: ZerothOrderStage(n_queries=t.suggest_int("n", 5, 20))), n_trials=2
+        objective(lambda t: ZerothOrderStage(n_queries=t.suggest_int("n", 5, 20), lr=0.1)),
+        n_trials=2,
     )
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == 2
     with pytest.raises(ValueError, match="GradientStage needs gradients, and BlackBoxModel"):

@@ -54,8 +54,10 @@ METHODS: dict[str, Stage] = {
         eval_every=16,
         min_agreement=0.5,
     ),
-    "plain zeroth order": ZerothOrderStage(n_queries=9, rule="plain", batch_size=5, eval_every=4),
-    "conservative": ZerothOrderStage(n_queries=17, lr=1.0, batch_size=5, eval_every=5),
+    "plain zeroth order": ZerothOrderStage(n_queries=9, lr=0.1, batch_size=5, eval_every=4),
+    "conservative": ZerothOrderStage(
+        n_queries=17, lr=1.0, rule="conservative", batch_size=5, eval_every=5
+    ),
 }
 KINDS: dict[str, PromptKind] = {
     kind.name: kind

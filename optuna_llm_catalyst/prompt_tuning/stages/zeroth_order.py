@@ -41,9 +41,9 @@ class ZerothOrderStage:
     """
 
     n_queries: int = 400
-    lr: float = 0.1
+    lr: float = 5.0
     epsilon: float = 0.1
-    rule: Literal["plain", "conservative"] = "conservative"
+    rule: Literal["plain", "conservative"] = "plain"
     batch_size: int | None = None
     eval_every: int = 100
 
