@@ -25,7 +25,7 @@ test: .venv/.dev
 NUMERIC := tests/prompt_tuning tests/providers/test_transformers.py \
 	tests/providers/test_protocol.py \
 	$(addprefix --ignore-glob=tests/prompt_tuning/test_,data* checkpoints* classifier_files* \
-	comparison* peft* pretrained* significance* text_inputs* workers*)
+	comparison* methods* peft* pretrained* significance* text_inputs* workers*)
 
 test-plain: .venv/.dev
 	ATEN_CPU_CAPABILITY=default MKL_NUM_THREADS=1 $(PYTEST) $(NUMERIC)

@@ -353,16 +353,6 @@ def test_sequence_classifier_bounds_its_passes(n_prompts: int) -> None:
 
 
 @dataclass(frozen=True)
-class DeepPrompt(SoftPrompt):
-    """It stands at another layer, too."""
-
-    def layers(self, tensors: Tensors, side: Side, batch: Split) -> dict[int, Tensor]:
-        return {
-            layer: t for t in super().layers(tensors, side, batch).values() for layer in (0, 1)
-        }
-
-
-@dataclass(frozen=True)
 class InputPrompt(SoftPrompt):
     """Each input has its own virtual tokens: its length decides between two sets of them."""
 
@@ -389,11 +379,14 @@ def of_kind(kind: SoftPrompt, prompt: Prompt) -> Prompt:
 
 
 @each_model
-def test_a_prompt_at_another_layer_is_refused(model_name: str) -> None:
+def test_a_prompt_at_a_layer_that_there_is_not_is_refused(model_name: str) -> None:
     model = TASK_MODELS[model_name]()
     split = model.encode(make_examples(3, seed=0))
-    with pytest.raises(ValueError, match=r"stands at the layers \[0, 1\].* layer 0"):
-        model.log_probs(of_kind(DeepPrompt(), three_prompts(model)), split)
+    [(name, rows)] = three_prompts(model).trained.items()
+    prompt = three_prompts(model)
+    prompt = Prompt(prompt.kind, {**prompt.tensors, f"{name}.7": rows})
+    with pytest.raises(ValueError, match=r"stands at the layers \[0, 7\].* at 2 layers only"):
+        model.log_probs(prompt, split)
 
 
 @pytest.mark.parametrize("side", ["texts", "labels"])

@@ -14,11 +14,14 @@ from torch import Tensor
 from optuna_llm_catalyst.prompt_tuning import Prompt
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
+from optuna_llm_catalyst.prompt_tuning.prompts import both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import KINDS
+from optuna_llm_catalyst.prompt_tuning.prompts import on_both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import one_side
 from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
@@ -42,7 +45,8 @@ def make_prompt(n: int = 3, length: int = 2, width: int = 4, *, side: Side = "te
 def placement(kind: SoftPrompt, side: Side) -> Placement:
     """Where a model takes a kind of prompt whose usual side is given."""
     [other] = set(SIDES) - {side}
-    return Placement((side, other) if kind == TWO_SIDED else (side,), 2, 9)
+    sides = (side, other) if isinstance(kind, TwoSidedPrompt) else (side,)
+    return Placement(sides, 2, 9, layer_width=4)
 
 
 def make_head(n: int) -> dict[str, Tensor]:
@@ -52,6 +56,11 @@ def make_head(n: int) -> dict[str, Tensor]:
 def assert_same(actual: Tensors, expected: Tensors) -> None:
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def assert_same_layers(actual: dict[int, Tensor], expected: dict[int, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[layer], expected[layer]) for layer in expected)
 
 
 # Laws of every kind.
@@ -102,6 +111,17 @@ def test_one_side_of_two_is_a_soft_prompt_of_that_side(side: Side) -> None:
     assert one.kind == SOFT
     assert one.tensors.keys() == {side, "head.weight", "head.bias"}
     assert torch.equal(one.words(), prompt.tensors[side])
+
+
+@pytest.mark.parametrize("kind", [TwoSidedPrompt(), TwoSidedDeepPrompt()], ids=["soft", "deep"])
+def test_a_prompt_of_two_sides_is_its_sides_together(kind: TwoSidedPrompt) -> None:
+    start = kind.start(numbers(3, 2, 4), placement(kind, "labels"))
+    prompt = Prompt(kind, {name: tensor + i for i, (name, tensor) in enumerate(start.items())})
+    labels, texts = (one_side(prompt, side) for side in ("labels", "texts"))
+    assert on_both_sides(labels.kind) == both_sides(labels, texts).kind == kind
+    assert_same(both_sides(labels, texts).tensors, prompt.tensors)
+    for side, one in (("labels", labels), ("texts", texts)):
+        assert_same_layers(one.layers(side, BATCH), prompt.layers(side, BATCH))
 
 
 @each_side

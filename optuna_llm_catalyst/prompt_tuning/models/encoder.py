@@ -152,6 +152,11 @@ class PromptedEncoder:
             for layer, rows in layers.items()
             if layer > 0
         }
+        if max(deeper, default=0) >= max(len(self._layers), 1):
+            raise ValueError(
+                f"The prompt stands at the layers {sorted(layers)}; this model takes prompts at "
+                f"{max(len(self._layers), 1)} layers only, the first of them its input."
+            )
         with added(self._layers, deeper, offset=self._offset):
             hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         pooled = self._pool(hidden, inputs["attention_mask"], batch)  # (P*b, d)
