@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis import assume
+from hypothesis import example
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -69,6 +70,7 @@ def test_each_label_gives_its_share(task: Task, seed: int, validation: float, te
         assert -1 < test * n - counts["test"][label] < 1 or counts["train"][label] == 1
 
 
+@example(make_task([0, 0, 0, 0, 0, 3, 6, 9]), 0)  # Too few of a label to test: none is drawn.
 @given(TASKS, st.integers(0, 2**32))
 def test_the_same_seed_draws_the_same_and_a_second_draw_nothing(task: Task, seed: int) -> None:
     drawn = draw_or_give_up(task, seed, test=0.2)

@@ -66,7 +66,9 @@ def draw_splits(task: Task, seed: int, *, validation: float = 0.2, test: float =
         raise DataError(
             f"validation={validation} and test={test} must be shares that leave some to train."
         )
-    shares = {split: 0 if getattr(task, split) else share for split, share in shares.items()}
+    # A draw of few texts may have left a split empty: another draw would take from the rest.
+    done = {split for split in shares if getattr(task, split) or split in task.drawn}
+    shares = {split: 0 if split in done else share for split, share in shares.items()}
     if not any(shares.values()):
         return task
     distinct, rng = _distinct(task.train), np.random.default_rng(seed)
