@@ -17,7 +17,7 @@ import pytest
 
 
 # Examples are timed by the machine's other work as well: no deadline for one of them.
-settings.register_profile("house", deadline=None, max_examples=50)
+settings.register_profile("house", deadline=None, max_examples=25)
 settings.load_profile("house")
 
 

@@ -25,10 +25,6 @@ METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
         {"stage": "DistilledStage", "gd_weight": 0.7, "n_queries": 21},
     ),
     "zo": (("--stage", "zo"), {"stage": "ZerothOrderStage", "lr": 5.0, "eval_every": 2}),
-    "zo on both sides": (
-        ("--stage", "zo", "--text-prompts", 1, "--lr", 0.2),
-        {"stage": "ZerothOrderStage", "lr": 0.2},
-    ),
 }
 SHORT = ("--queries", 21, "--population-size", 5, "--intrinsic-dim", 8)
 
