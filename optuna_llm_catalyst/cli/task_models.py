@@ -8,6 +8,7 @@ from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.masked_lm import DEFAULT_TEMPLATE
+from optuna_llm_catalyst.prompt_tuning.models.masked_lm import own_words
 
 
 #: Options that belong to one type of model.
@@ -56,7 +57,7 @@ def make(
 
 def _verbalizers(options: TuneOptions, task: prompt_tuning.Task) -> dict[str, list[str]] | None:
     """The words of each label; a label that is not given has its name."""
-    given = {label: [label.replace("_", " ")] for label in task.labels}
+    given = own_words(task.labels)
     for value in options.verbalizer:
         label, has_words, listed = value.partition("=")
         words = [word.strip() for word in listed.split(",") if word.strip()]

@@ -168,13 +168,11 @@ class PromptTuningObjective:
             observe=observe,
         )
         checks.check_parts(model, task, space, n_text_prompts)
-        kind = on_both_sides(prompt_kind) if n_text_prompts else prompt_kind
-        checks.check_kind(model, kind)
-        for used in (
-            *([self._stage] if make_stage is None else []),
-            *([text_stage] if n_text_prompts else []),
-        ):
-            checks.check_stage(model, used)
+        checks.check_kind(model, on_both_sides(prompt_kind) if n_text_prompts else prompt_kind)
+        if make_stage is None:
+            checks.check_stage(model, self._stage)
+        if n_text_prompts:
+            checks.check_stage(model, text_stage)
         for name in ("train", "validation"):
             self.data.split(name)
 

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
-from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.split import Field
@@ -82,12 +81,10 @@ class DualEncoderClassifier(PromptedEncoder):
         self._max_length = max_length
         self._n_reserved = min(max_virtual_tokens, self._n_positions // 2)
         self._classes = self._encode_classes()
-        self.placement = Placement(
+        self.placement = self._placed(
             ("labels", "texts"),
-            max(len(self._layers), 1),
             self._n_positions - max(self._classes.lengths),
             {"texts": self._n_reserved},
-            layer_width=self._layer_width,
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -152,15 +153,26 @@ class PromptedEncoder:
             for layer, rows in layers.items()
             if layer > 0
         }
-        if max(deeper, default=0) >= max(len(self._layers), 1):
+        n_layers = self.placement.n_layers
+        if max(layers) >= n_layers:
             raise ValueError(
                 f"The prompt stands at the layers {sorted(layers)}; this model takes prompts at "
-                f"{max(len(self._layers), 1)} layers only, the first of them its input."
+                f"{n_layers} layers only, the first of them its input."
             )
         with added(self._layers, deeper, offset=self._offset):
             hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
         pooled = self._pool(hidden, inputs["attention_mask"], batch)  # (P*b, d)
         return pooled.view(len(layers[0]), len(batch), -1)
+
+    def _placed(
+        self,
+        sides: tuple[Side, ...],
+        max_virtual_tokens: int,
+        room: Mapping[Side, int] | None = None,
+    ) -> Placement:
+        """Where the encoder takes virtual tokens; see :class:`Placement`."""
+        n_layers = max(len(self._layers), 1)
+        return Placement(sides, n_layers, max_virtual_tokens, room or {}, self._layer_width)
 
     def _check_length(self, prompt: Prompt) -> None:
         """Raises if a prompt before texts is longer than the room that was kept for it."""

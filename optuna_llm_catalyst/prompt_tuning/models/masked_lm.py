@@ -22,7 +22,6 @@ from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
 from optuna_llm_catalyst.prompt_tuning.models.lm_head import WordHead
 from optuna_llm_catalyst.prompt_tuning.pretrained import Head
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
-from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.split import Field
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -83,7 +82,7 @@ class MaskedLMClassifier(PromptedEncoder):
         self.labels = tuple(labels)
         self.template = _checked(template)
         words = json.loads(verbalizers) if isinstance(verbalizers, str) else verbalizers
-        words = words or {label: [label.replace("_", " ")] for label in labels}
+        words = words or own_words(labels)
         if words.keys() != set(labels) or not all(words.values()):
             raise ValueError(
                 f"`verbalizers` must have words for each of {', '.join(labels)}, got "
@@ -113,12 +112,7 @@ class MaskedLMClassifier(PromptedEncoder):
                 f"prompt and {used} for the template leave no room for a text. Lower "
                 "`max_virtual_tokens`, or shorten `template`."
             )
-        self.placement = Placement(
-            ("texts",),
-            max(len(self._layers), 1),
-            max_virtual_tokens,
-            layer_width=self._layer_width,
-        )
+        self.placement = self._placed(("texts",), max_virtual_tokens)
 
     @torch.no_grad()
     def encode(self, examples: Sequence[Example]) -> Split:
@@ -180,6 +174,11 @@ class MaskedLMClassifier(PromptedEncoder):
             f"The word {word!r} is the tokens {tried[word]}, not one: name another in "
             "`verbalizers`, such as a shorter word of the same meaning."
         )
+
+
+def own_words(labels: Sequence[str]) -> dict[str, list[str]]:
+    """The words that stand for labels unless others are given: their names."""
+    return {label: [label.replace("_", " ")] for label in labels}
 
 
 def _checked(template: str) -> str:

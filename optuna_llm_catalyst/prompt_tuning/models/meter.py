@@ -56,20 +56,30 @@ def metered(model: object) -> Iterator[Passes]:
         _OPEN.counts = before
 
 
-def count(model: object, n_sequences: int) -> list[Passes]:
-    """Counts a forward pass of this thread; returns where it was counted."""
-    counts = [passes for counted, passes in _OPEN.counts if counted is model]
+def count(model: object, n_sequences: int) -> None:
+    """Counts a forward pass of this thread through a model that counts itself."""
+    _add(_open_of(model), n_sequences)
+
+
+def _open_of(model: object) -> list[Passes]:
+    """The counts that this thread keeps for a model."""
+    return [passes for counted, passes in _OPEN.counts if counted is model]
+
+
+def _add(counts: list[Passes], n_sequences: int) -> None:
     for passes in counts:
         passes.forward += 1
         passes.sequences += n_sequences
-    return counts
 
 
 def _count(encoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    counts = _open_of(encoder)
+    if not counts:
+        return
     given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
-    counts = count(encoder, len(next(rows for rows in given if rows is not None)))
+    _add(counts, len(next(rows for rows in given if rows is not None)))
     hidden = output.last_hidden_state
-    if counts and hidden.requires_grad:
+    if hidden.requires_grad:
         # The backward pass may run in another thread: these counts are its own.
         hidden.register_hook(lambda _: _count_backward(counts))
 

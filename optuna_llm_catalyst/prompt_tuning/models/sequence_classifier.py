@@ -25,7 +25,6 @@ from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
 from optuna_llm_catalyst.prompt_tuning.models.head import fit_heads
 from optuna_llm_catalyst.prompt_tuning.models.head import linear
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
-from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.split import Split
@@ -91,12 +90,7 @@ class SequenceClassifier(PromptedEncoder):
         }
         self.max_text_tokens = min(max_length, self._n_positions - max_virtual_tokens)
         self._max_length = max_length
-        self.placement = Placement(
-            ("texts",),
-            max(len(self._layers), 1),
-            max_virtual_tokens,
-            layer_width=self._layer_width,
-        )
+        self.placement = self._placed(("texts",), max_virtual_tokens)
 
     def encode(self, examples: Sequence[Example]) -> Split:
         return self._tokenize(

@@ -12,10 +12,11 @@ papers divide by the step size of CMA-ES, too, and let it search with that: the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from dataclasses import replace
 from itertools import cycle
+from itertools import islice
 import math
 
 from cmaes import CMA
@@ -28,10 +29,12 @@ from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
+from optuna_llm_catalyst.prompt_tuning.stages.queries import evaluated
+from optuna_llm_catalyst.prompt_tuning.stages.queries import QueryStage
 
 
 @dataclass(frozen=True)
-class BlackBoxStage:
+class BlackBoxStage(QueryStage):
     """A stage of CMA-ES in random subspaces; the model is only asked for log-probabilities.
 
     A query is one prompt on the whole training split. A population is one batched call. What
@@ -55,72 +58,55 @@ class BlackBoxStage:
     eval_every: int = 100
 
     def __post_init__(self) -> None:
-        if self.n_queries != 0:
-            least = self.population_size + 1
-            if not self.n_queries >= least:
-                raise ValueError(
-                    f"`n_queries` must be 0 or at least {least}, the start and one population of "
-                    f"{self.population_size}, got {self.n_queries}."
-                )
+        least = self.population_size + 1
+        if self.n_queries != 0 and not self.n_queries >= least:
+            raise ValueError(
+                f"`n_queries` must be 0 or at least {least}, the start and one population of "
+                f"{self.population_size}, got {self.n_queries}."
+            )
         check_at_least(4, population_size=self.population_size)
         check_at_least(2, intrinsic_dim=self.intrinsic_dim)
         check_at_least(1, eval_every=self.eval_every)
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ValueError(f"`alpha` must be positive, got {self.alpha}.")
 
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def budget(self) -> int:
-        return self.n_queries
-
-    def with_budget(self, budget: int) -> BlackBoxStage:
-        return replace(self, n_queries=budget)
-
     @torch.no_grad()
     def run(self, run: Run) -> StageResult:
         prompt = run.start.map(lambda tensor: tensor.detach().float())
-        searches = cycle(self._searches(run, prompt))
         n_populations = max(self.n_queries - 1, 0) // self.population_size
-        best = now = run.evaluate(prompt, 0)
-        stopped = run.observe(now)
-        loss, spent = math.inf, 0
-        if n_populations and not stopped:
-            loss, spent = run.losses(prompt, run.train)[0], 1
-        for i, search in zip(range(n_populations), searches, strict=False):
-            if stopped:
-                break
+        last = 1 + n_populations * self.population_size if n_populations else 0
+        moves = self._moves(run, prompt, n_populations)
+        return evaluated(run, prompt, moves, last=last, eval_every=self.eval_every)
+
+    def _moves(self, run: Run, prompt: Prompt, n_populations: int) -> Iterator[tuple[int, Prompt]]:
+        """The incumbent after each population, and the queries spent until then."""
+        if not n_populations:
+            return
+        searches = cycle(self._searches(run, prompt))
+        loss, spent = run.losses(prompt, run.train)[0], 1
+        for search in islice(searches, n_populations):
             found = search.population(run, prompt)
             spent += self.population_size
             if found.loss < loss:
                 prompt, loss = found.prompt, found.loss
-            is_last = i == n_populations - 1
-            if is_last or spent - now.step >= self.eval_every:
-                now = run.evaluate(prompt, spent)
-                best = now if run.is_better(now, best) else best
-                stopped = run.observe(now)
-        return StageResult(best, spent, stopped)
+            yield spent, prompt
 
     def _searches(self, run: Run, prompt: Prompt) -> Sequence[Search]:
         """One for each tensor that is trained, the input's first."""
         names = list(prompt.trained)
         spreads = run.model.spreads(prompt, run.train)
         seeds = np.random.SeedSequence(run.seed).spawn(len(names))
-        return [
-            self._search(run, prompt, name, spreads[name], np.random.default_rng(seed))
-            for name, seed in zip(names, seeds, strict=True)
-        ]
+        searches = []
+        for name, seed in zip(names, seeds, strict=True):
+            generator = np.random.default_rng(seed)
+            deviation = self.alpha * spreads[name]
+            subspace = Subspace.random(prompt, name, self.intrinsic_dim, deviation, generator)
+            searches.append(self._search(run, subspace, int(generator.integers(2**31))))
+        return searches
 
-    def _search(
-        self, run: Run, prompt: Prompt, name: str, spread: float, generator: np.random.Generator
-    ) -> Search:
+    def _search(self, run: Run, subspace: Subspace, seed: int) -> Search:
         """The search of one tensor."""
-        subspace = Subspace.random(
-            prompt, name, self.intrinsic_dim, self.alpha * spread, generator
-        )
-        return Search(subspace, self.population_size, int(generator.integers(2**31)))
+        return Search(subspace, self.population_size, seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,6 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.exceptions import check_at_least
-from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.black_box import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning.stages.black_box import Search
@@ -62,13 +61,7 @@ class DistilledStage(BlackBoxStage):
             if not getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be at most 1, got {getattr(self, name)}.")
 
-    def _search(
-        self, run: Run, prompt: Prompt, name: str, spread: float, generator: np.random.Generator
-    ) -> Search:
-        subspace = Subspace.random(
-            prompt, name, self.intrinsic_dim, self.alpha * spread, generator
-        )
-        seed = int(generator.integers(2**31))
+    def _search(self, run: Run, subspace: Subspace, seed: int) -> Search:
         return _GuidedSearch(self, subspace, seed, run)
 
 

@@ -8,8 +8,8 @@ prompt stands among, so ``e`` and ``lr`` mean the same for every model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from dataclasses import replace
 import math
 from typing import Literal
 
@@ -22,10 +22,12 @@ from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
 from optuna_llm_catalyst.prompt_tuning.stages.gradient import bucketed_batches
+from optuna_llm_catalyst.prompt_tuning.stages.queries import evaluated
+from optuna_llm_catalyst.prompt_tuning.stages.queries import QueryStage
 
 
 @dataclass(frozen=True)
-class ZerothOrderStage:
+class ZerothOrderStage(QueryStage):
     """A stage of gradient estimates; the model is only asked for log-probabilities.
 
     A query is one prompt on one batch. Those of a step are one batched call, or two. The noise is
@@ -57,40 +59,33 @@ class ZerothOrderStage:
         if self.rule not in ("plain", "conservative"):
             raise ValueError(f"`rule` must be 'plain' or 'conservative', got {self.rule!r}.")
 
-    @property
-    def needs_gradient(self) -> bool:
-        return False
-
-    @property
-    def budget(self) -> int:
-        return self.n_queries
-
-    def with_budget(self, budget: int) -> ZerothOrderStage:
-        return replace(self, n_queries=budget)
-
     @torch.no_grad()
     def run(self, run: Run) -> StageResult:
         prompt = run.start.map(lambda tensor: tensor.detach().float())
+        per_step = 2 if self.rule == "plain" else 5
+        n_steps = self.n_queries // per_step
+        return evaluated(
+            run,
+            prompt,
+            self._moves(run, prompt, n_steps, per_step),
+            last=n_steps * per_step,
+            eval_every=self.eval_every,
+            # A prompt that is not a number never becomes one again.
+            is_over=lambda now: not math.isfinite(now.loss),
+        )
+
+    def _moves(
+        self, run: Run, prompt: Prompt, n_steps: int, per_step: int
+    ) -> Iterator[tuple[int, Prompt]]:
+        """The prompt after each step, and the queries spent until then."""
         spreads = run.model.spreads(prompt, run.train)
         batches = bucketed_batches(
             run.train.lengths, self.batch_size or run.model.batch_size, run.seed
         )
-        per_step = 2 if self.rule == "plain" else 5
-        n_steps = self.n_queries // per_step
-        best = now = run.evaluate(prompt, 0)
-        stopped, spent = run.observe(now), 0
         for step in range(n_steps):
-            if stopped:
-                break
             batch = run.train.select(next(batches))
             prompt = self._step(run, prompt, batch, _Noise(spreads, (run.seed, step)))
-            spent += per_step
-            if step == n_steps - 1 or spent - now.step >= self.eval_every:
-                now = run.evaluate(prompt, spent)
-                best = now if run.is_better(now, best) else best
-                # A prompt that is not a number never becomes one again.
-                stopped = run.observe(now) or not math.isfinite(now.loss)
-        return StageResult(best, spent, stopped)
+            yield (step + 1) * per_step, prompt
 
     def _step(self, run: Run, prompt: Prompt, batch: Split, noise: _Noise) -> Prompt:
         """The prompt after one step on a batch."""
