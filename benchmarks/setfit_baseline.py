@@ -39,7 +39,7 @@ def as_dataset(examples: list[Example]) -> Dataset:
 def accuracy_of(
     source: str, train: list[Example], test: list[Example], seed: int, max_length: int
 ) -> tuple[float, float]:
-    """Test accuracy, and the seconds of training."""
+    """Test accuracy, and the processor seconds of training: the wall's, if it has a core alone."""
     encoder = SentenceTransformer(source, device="cpu")
     encoder.max_seq_length = max_length
     n_labels = 1 + max(example.label for example in train)
@@ -55,9 +55,9 @@ def accuracy_of(
         show_progress_bar=False,
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=as_dataset(train))
-    started = time.perf_counter()
+    started = time.process_time()
     trainer.train()
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     predicted = model.predict([example.text for example in test], show_progress_bar=False)
     right = [int(p) == e.label for p, e in zip(predicted, test, strict=True)]
     return statistics.mean(right), seconds

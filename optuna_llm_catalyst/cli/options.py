@@ -194,15 +194,21 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         8, "Length of the prompt in tokens.", least=1, most=MAX_VIRTUAL_TOKENS
     )
     stages: int = count(10, "Stages to run now, on top of finished ones.")
+    stages_at_once: int = count(
+        1,
+        "Stages that are trained in one expanded batch; less time, more memory. They are "
+        "proposed before any of them has an outcome.",
+        least=1,
+    )
     timeout: float | None = option(None, "Seconds after which no new stage starts.", min=0)
     metric: Literal["loss", "accuracy", "macro-f1"] = option(
         "loss", "What is optimised, on the validation examples."
     )
-    stage: Literal["gradient", "bbt", "bbtv2", "gdfo", "zo"] = option(
+    stage: Literal["gradient", "contrastive", "bbt", "bbtv2", "gdfo", "zo"] = option(
         "gradient",
-        "How a stage trains: by gradients; without any by CMA-ES, on the prompt at the input "
-        "(bbt), on one at every layer (bbtv2), or led by a student (gdfo); by gradients estimated "
-        "from queries (zo).",
+        "How a stage trains: by gradients, of the cross entropy or of a contrastive loss; without "
+        "any by CMA-ES, on the prompt at the input (bbt), on one at every layer (bbtv2), or led "
+        "by a student (gdfo); by gradients estimated from queries (zo).",
     )
     prompt_kind: Literal["soft", "deep"] | None = option(
         None, "A prompt at the input (soft), or at every layer. Default: soft; deep for bbtv2."

@@ -14,6 +14,7 @@ from optuna.trial import BaseTrial
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.output import UserError
 from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
+from optuna_llm_catalyst.prompt_tuning import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -76,16 +77,21 @@ def searched(options: TuneOptions) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def _by_gradients(options: TuneOptions) -> bool:
+    return options.stage in ("gradient", "contrastive")
+
+
 def stage(options: TuneOptions) -> Stage:
     """A stage as the options say."""
     given = {"lr": options.lr, "eval_every": options.eval_every}
     common: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
-    if options.stage != "gradient" and options.schedule != "constant":
-        raise UserError(f"--schedule needs --stage gradient, this is --stage {options.stage}.")
-    if options.stage not in ("gradient", "zo") and options.lr is not None:
+    if not _by_gradients(options) and options.schedule != "constant":
+        raise UserError(f"--schedule needs a stage with gradients, this is --stage {options.stage}.")
+    if not _by_gradients(options) and options.stage != "zo" and options.lr is not None:
         raise UserError(f"--stage {options.stage} has no learning rate: leave --lr out.")
-    if options.stage == "gradient":
-        return GradientStage(
+    if _by_gradients(options):
+        method = ContrastiveStage if options.stage == "contrastive" else GradientStage
+        return method(
             n_steps=options.steps, schedule=options.schedule, patience=options.patience, **common
         )
     if options.stage == "zo":
@@ -128,13 +134,13 @@ def make_stage(options: TuneOptions) -> Callable[[BaseTrial], Stage] | None:
 def n_text_prompts(options: TuneOptions) -> int | None:
     """Text prompts that the study keeps; None for as many as the model has by default."""
     # Without gradients each query of one would read all texts again.
-    is_cheap = options.stage == "gradient" or options.text_prompts is not None
+    is_cheap = _by_gradients(options) or options.text_prompts is not None
     return options.text_prompts if is_cheap else 0
 
 
 def text_stage(options: TuneOptions) -> Stage:
     """A stage that trains a text prompt, as the options say."""
-    if options.stage != "gradient":
+    if not _by_gradients(options):
         return stage(options)
     given: dict[str, Any] = {"eval_every": options.eval_every} if options.eval_every else {}
     return replace(

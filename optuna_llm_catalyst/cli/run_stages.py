@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 
@@ -54,14 +55,19 @@ def _optimize(
     progress: StageProgress,
 ) -> bool:
     """Runs the stages; says and returns whether something was left out for want of time."""
-    started = time.monotonic()
-    study.optimize(
-        objective,
-        n_trials=options.stages,
-        timeout=options.timeout,
-        callbacks=[progress.finished],
-    )
-    if options.timeout is None or time.monotonic() - started < options.timeout:
+    ends = math.inf if options.timeout is None else time.monotonic() + options.timeout
+    if options.stages_at_once == 1:
+        study.optimize(
+            objective,
+            n_trials=options.stages,
+            timeout=options.timeout,
+            callbacks=[progress.finished],
+        )
+    else:
+        while progress.n_finished < options.stages and time.monotonic() < ends:
+            n_trials = min(options.stages_at_once, options.stages - progress.n_finished)
+            objective.run_batch(study, n_trials, callbacks=[progress.finished])
+    if time.monotonic() < ends:
         return False
     left_out = "the best was not refined" if options.refine_steps else ""
     if progress.n_finished < options.stages:

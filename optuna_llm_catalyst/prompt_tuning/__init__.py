@@ -32,6 +32,7 @@ from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.stages import BlackBoxStage
+from optuna_llm_catalyst.prompt_tuning.stages import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning.stages import DistilledStage
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
 from optuna_llm_catalyst.prompt_tuning.stages import ZerothOrderStage
@@ -41,6 +42,7 @@ from optuna_llm_catalyst.prompt_tuning.workers import fail_dead_trials
 __all__ = [
     "BlackBoxModel",
     "BlackBoxStage",
+    "ContrastiveStage",
     "DeepPrompt",
     "DistilledStage",
     "DualEncoderClassifier",

@@ -10,9 +10,11 @@ from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.metrics import Metric
+from optuna_llm_catalyst.prompt_tuning.models import HasHead
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
+from optuna_llm_catalyst.prompt_tuning.stages import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning.stages import needs_gradient
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 
@@ -61,6 +63,11 @@ def check_stage(model: TaskModel, stage: Stage) -> None:
         raise ValueError(
             f"{type(stage).__name__} needs gradients, and {type(model).__name__} has none to "
             "give: take BlackBoxStage or ZerothOrderStage."
+        )
+    if isinstance(stage, ContrastiveStage) and not isinstance(model, HasHead):
+        raise ValueError(
+            f"ContrastiveStage needs a model with a linear head, such as SequenceClassifier; "
+            f"{type(model).__name__} has none."
         )
 
 

@@ -35,6 +35,7 @@ from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
 from optuna_llm_catalyst.prompt_tuning.linear_fit import Readout
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import stacked
 from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 
@@ -222,11 +223,3 @@ def _average(members: Sequence[Member], model: ComparesFeatures) -> Readout:
     features = [*known, *(model.class_features(stacked(unknown)) if unknown else ())]
     mean = torch.stack(features).mean(0)  # (P, C, d) to (C, d)
     return Readout(F.normalize(mean, dim=-1), model.scale)
-
-
-def stacked(prompts: Sequence[Prompt]) -> Prompt:
-    """Prompts of one kind and length as one of so many ``P``."""
-    names = prompts[0].tensors
-    return Prompt(
-        prompts[0].kind, {n: torch.cat([prompt.tensors[n] for prompt in prompts]) for n in names}
-    )

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import BaseTrial
-from optuna.trial import Trial
 
 from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
+from optuna_llm_catalyst.prompt_tuning import batches
 from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import checks
 from optuna_llm_catalyst.prompt_tuning import refining
-from optuna_llm_catalyst.prompt_tuning import stage_records
-from optuna_llm_catalyst.prompt_tuning import text_prompts
-from optuna_llm_catalyst.prompt_tuning import workers
 from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.data import Task
@@ -50,12 +47,13 @@ from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlanner
 from optuna_llm_catalyst.prompt_tuning.stage_recorder import StageRecorder
 from optuna_llm_catalyst.prompt_tuning.stage_runner import Observe
 from optuna_llm_catalyst.prompt_tuning.stage_runner import StageRunner
+from optuna_llm_catalyst.prompt_tuning.stage_setup import ReadyStage
+from optuna_llm_catalyst.prompt_tuning.stage_setup import StageSetup
 from optuna_llm_catalyst.prompt_tuning.stages import GradientStage
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.study_ensemble import StudyEnsemble
 from optuna_llm_catalyst.prompt_tuning.text_prompts import check_later_texts
 from optuna_llm_catalyst.prompt_tuning.text_prompts import LaterTexts
-from optuna_llm_catalyst.prompt_tuning.text_prompts import Reading
 
 
 if TYPE_CHECKING:
@@ -144,10 +142,7 @@ class PromptTuningObjective:
         self.prompts = PromptStore(artifact_store)
         self.data = EncodedTask(model, task)
         self.model = model
-        self._stage: Stage = GradientStage() if stage is None else stage
-        self._make_stage = make_stage
         self._kind = prompt_kind
-        self._text_stage = text_stage
         self.ensemble = StudyEnsemble(model, self.data, self.prompts)
         self._plans = StagePlanner(
             model,
@@ -156,6 +151,16 @@ class PromptTuningObjective:
             n_text_prompts=n_text_prompts,
             later_texts=later_texts,
             minimize=not self.metric.maximize,
+        )
+        common = GradientStage() if stage is None else stage
+        self._setup = StageSetup(
+            model,
+            space,
+            self._plans,
+            metric=self.metric,
+            kind=prompt_kind,
+            make_stage=lambda trial: self._checked(make_stage(trial) if make_stage else common),
+            text_stage=text_stage,
         )
         self._runner = StageRunner(
             model,
@@ -170,41 +175,44 @@ class PromptTuningObjective:
         checks.check_parts(model, task, space, n_text_prompts)
         checks.check_kind(model, on_both_sides(prompt_kind) if n_text_prompts else prompt_kind)
         if make_stage is None:
-            checks.check_stage(model, self._stage)
+            self._checked(common)
         if n_text_prompts:
-            checks.check_stage(model, text_stage)
+            self._checked(text_stage)
         for name in ("train", "validation"):
             self.data.split(name)
 
     def __call__(self, trial: BaseTrial) -> float:
-        study = trial.study if isinstance(trial, Trial) else None
-        if study is not None:
-            checks.check_study(study, trial.number, self.model, self.metric, self._kind)
-        workers.claim(trial)
-        refinement = refining.load(trial) if study else None
-        # Splits are encoded once for all stages: that is no stage's cost.
-        if study is not None and refinement is not None:
-            plan, start = self._plans.continued(study, refinement.refined_from)
-        else:
-            plan, start = self._plans.next(study, trial.number), None
-        if plan.reading.is_trained:
-            text_prompts.mark(trial)
-        # A sampler that screens does so at the first suggestion: its passes are the trial's, too.
+        make_ready = self._setup.planned(trial)
         with self.model.metered() as passes:
-            prompt = self.space.suggest(trial)
-            stage = self._stage_of(trial, plan.reading)
-            if start is None:
-                kind = on_both_sides(self._kind) if plan.reading.is_trained else self._kind
-                start = self.model.start([prompt.token_ids], plan.train, kind)
-            refined_from, patience = None, None
-            if refinement is not None:
-                stage = stage.with_budget(refinement.budget)
-                refined_from, patience = refinement.refined_from, refinement.patience
-            text_prompt = plan.reading.text_prompt
-            stage_records.record_stage(
-                trial, stage, self.model, text_prompt, refined_from, self.metric, self._kind
-            )
-            return self._runner.run(trial, stage, prompt, start, plan, passes, patience)
+            return self._runner.run(make_ready(passes))
+
+    def run_batch(
+        self,
+        study: optuna.Study,
+        n_trials: int,
+        *,
+        callbacks: Sequence[batches.Callback] = (),
+    ) -> list[optuna.trial.FrozenTrial]:
+        """Runs so many trials at once, their prompts in one expanded batch.
+
+        In place of ``study.optimize(objective, n_trials)``: each stage comes to what it would
+        come to alone, but for rounding, and the model is run less often with more at once. The
+        sampler proposes all of them before any has an outcome. Only stages that go the same way
+        run together, and only by gradients; others run one after the other.
+
+        Args:
+            study: The study.
+            n_trials: How many trials; memory grows with it.
+            callbacks: As those of ``study.optimize``: called after each trial.
+
+        Returns:
+            The finished trials.
+
+        Raises:
+            ValueError: If ``n_trials`` is below one.
+        """
+        check_at_least(1, n_trials=n_trials)
+        return batches.run(study, n_trials, self._ready, self._runner, callbacks)
 
     def score(
         self, prompts: Sequence[RestartPrompt], study: optuna.Study | None = None
@@ -318,12 +326,13 @@ class PromptTuningObjective:
         """The direction of the study, for ``optuna.create_study``."""
         return self.metric.direction
 
-    def _stage_of(self, trial: BaseTrial, reading: Reading) -> Stage:
-        if reading.is_trained:
-            return self._text_stage
-        if self._make_stage is None:
-            return self._stage
-        stage = self._make_stage(trial)
+    def _ready(self, trial: BaseTrial) -> ReadyStage:
+        """The stage of a trial, whose passes are counted until it is ready."""
+        make_ready = self._setup.planned(trial)
+        with self.model.metered() as passes:
+            return make_ready(passes)
+
+    def _checked(self, stage: Stage) -> Stage:
         checks.check_stage(self.model, stage)
         return stage
 

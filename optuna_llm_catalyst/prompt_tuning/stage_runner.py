@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -21,13 +22,14 @@ from optuna_llm_catalyst.prompt_tuning.projection import Distance
 from optuna_llm_catalyst.prompt_tuning.projection import Projector
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
 from optuna_llm_catalyst.prompt_tuning.projection import WordTable
-from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
-from optuna_llm_catalyst.prompt_tuning.stage_plan import StagePlan
 from optuna_llm_catalyst.prompt_tuning.stage_recorder import StageRecorder
+from optuna_llm_catalyst.prompt_tuning.stage_setup import ReadyStage
+from optuna_llm_catalyst.prompt_tuning.stages import BatchStage
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages import needs_gradient
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
+from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 from optuna_llm_catalyst.trajectory import Trajectory
 from optuna_llm_catalyst.trajectory import TrajectoryPoint
 
@@ -70,27 +72,8 @@ class StageRunner:
         self._n_checked_swaps = n_checked_swaps
         self._observe = observe
 
-    def run(
-        self,
-        trial: BaseTrial,
-        stage: Stage,
-        prompt: RestartPrompt,
-        start: Prompt,
-        plan: StagePlan,
-        passes: Passes,
-        patience: int | None = None,
-    ) -> float:
-        """Runs a stage and records it on its trial.
-
-        Args:
-            trial: The trial.
-            stage: What it does.
-            prompt: The restart prompt.
-            start: What it trains, with ``P = 1``.
-            plan: What it reads.
-            passes: Counts the trial's passes.
-            patience: Evaluations in a row without a better one after which the stage ends,
-                whatever its own patience is; None for as many as it has.
+    def run(self, ready: ReadyStage) -> float:
+        """Runs a stage and records it on its trial, whose passes are being counted.
 
         Returns:
             The value of its best evaluation.
@@ -98,19 +81,67 @@ class StageRunner:
         Raises:
             optuna.TrialPruned: If the study's pruner stopped it.
         """
-        run = Run(self._model, start, plan.train, plan.validation, self._seed, metric=self._metric)
+        watch = self._watch(ready)
+        result = ready.stage.run(replace(watch.run, observe=watch))
+        value = self._recorded(ready, watch, result, ready.passes)
+        if value is None:
+            raise optuna.TrialPruned(f"at step {result.spent}")
+        return value
+
+    def run_together(self, stages: Sequence[ReadyStage]) -> Iterator[float | None]:
+        """Runs stages in one expanded batch, and records one after the other.
+
+        Each of them counts the passes of the batch as its own, and its part of the sequences.
+
+        Args:
+            stages: Some that differ in their trials and their starts alone, or a single one.
+
+        Yields:
+            The value of each, None if the study's pruner stopped it.
+        """
+        watches = [self._watch(ready) for ready in stages]
+        runs = [replace(watch.run, observe=watch) for watch in watches]
+        method = stages[0].stage
+        with self._model.metered() as passes:
+            if isinstance(method, BatchStage):
+                results = method.run_batch(runs)
+            else:
+                results = [method.run(run) for run in runs]
+        for watch in watches:
+            passes.take(watch.passes)
+        passes.sequences //= len(stages)
+        for ready, watch, result in zip(stages, watches, results, strict=True):
+            with self._model.metered() as own:
+                for part in (ready.passes, passes, watch.passes):
+                    own.add(part)
+                yield self._recorded(ready, watch, result, own)
+
+    def _watch(self, ready: ReadyStage) -> _Watch:
+        plan = ready.plan
+        run = Run(
+            self._model, ready.start, plan.train, plan.validation, self._seed, metric=self._metric
+        )
+        projector = self._projector(run, ready.prompt, ready.stage)
         # A stage that trains a text prompt is trained in another way than those that it would be
         # compared with, and later ones rest on it.
         can_be_pruned = not plan.reading.is_trained
-        watch = _Watch(
-            trial, run, self._projector(run, prompt, stage), self._observe, patience, can_be_pruned
+        return _Watch(ready.trial, run, projector, self._observe, ready.patience, can_be_pruned)
+
+    def _recorded(
+        self, ready: ReadyStage, watch: _Watch, result: StageResult, passes: Passes
+    ) -> float | None:
+        """Records a stage on its trial. Returns its value, None if the pruner stopped it."""
+        is_pruned = result.stopped and watch.is_pruned
+        self._recorder.record(
+            ready.trial,
+            ready.prompt,
+            ready.plan,
+            result,
+            watch.trajectory(result.best),
+            passes,
+            is_pruned=is_pruned,
         )
-        result = stage.run(replace(run, observe=watch))
-        trajectory, is_pruned = watch.trajectory(result.best), result.stopped and watch.is_pruned
-        self._recorder.record(trial, prompt, plan, result, trajectory, passes, is_pruned=is_pruned)
-        if is_pruned:
-            raise optuna.TrialPruned(f"at step {result.spent}")
-        return result.best.value
+        return None if is_pruned else result.best.value
 
     def _projector(self, run: Run, prompt: RestartPrompt, stage: Stage) -> Projector:
         return Projector(
@@ -134,7 +165,10 @@ class StageRunner:
 
 
 class _Watch:
-    """Sees the evaluations of one stage, reports them and says whether to stop there."""
+    """Sees the evaluations of one stage, reports them and says whether to stop there.
+
+    ``run`` is the stage's, and ``passes`` are those that were spent on what is reported.
+    """
 
     def __init__(
         self,
@@ -146,8 +180,9 @@ class _Watch:
         can_be_pruned: bool,
     ) -> None:
         self.is_pruned = False
+        self.passes = Passes()
+        self.run = run
         self._trial = trial
-        self._run = run
         self._projector = projector
         self._observe = observe
         self._patience = math.inf if patience is None else patience
@@ -157,6 +192,12 @@ class _Watch:
         self._n_worse = 0
 
     def __call__(self, evaluation: Evaluation) -> bool:
+        with self.run.model.metered() as passes:
+            stops = self._sees(evaluation)
+        self.passes.add(passes)
+        return stops
+
+    def _sees(self, evaluation: Evaluation) -> bool:
         best, step = self._better(evaluation), evaluation.step
         if step not in self._points:
             self._trial.report(best.value if math.isfinite(best.value) else math.nan, step)
@@ -170,7 +211,7 @@ class _Watch:
 
     def _better(self, evaluation: Evaluation) -> Evaluation:
         """The best evaluation so far."""
-        if self._best is None or self._run.is_better(evaluation, self._best):
+        if self._best is None or self.run.is_better(evaluation, self._best):
             self._best, self._n_worse = evaluation, 0
         else:
             self._n_worse += 1

@@ -15,6 +15,10 @@ from tests.prompt_tuning.test_masked_lm import make as masked_lm
 
 METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "deep on both sides": (("--prompt-kind", "deep"), {"stage": "GradientStage"}),
+    "contrastive": (
+        ("--stage", "contrastive", "--model-type", "sequence-classifier"),
+        {"stage": "ContrastiveStage", "temperature": 0.1},
+    ),
     "bbt": (
         ("--stage", "bbt", "--alpha", 0.5),
         {"stage": "BlackBoxStage", "n_queries": 21, "alpha": 0.5, "population_size": 5},
@@ -41,13 +45,25 @@ def test_a_method_runs_and_resumes(tune: Cli, cli: Cli, name: str) -> None:
     last = records.load(study.trials[-1], "stage", dict[str, Any])
     assert last is not None and settings.items() <= last["settings"].items()
     for trial in study.trials:
-        has_gradient = settings["stage"] == "GradientStage"
+        has_gradient = settings["stage"] in ("GradientStage", "ContrastiveStage")
         assert (trial.user_attrs["backward_passes"] > 0) == has_gradient
         assert trial.user_attrs["forward_passes"] > 0
-    assert "fitted ensemble" in second.out
+    # A linear head is fitted to its own prompt: there is no average of them to fit.
+    assert ("fitted ensemble" in second.out) == ("sequence-classifier" not in options)
     assert ("trained here" in cli("show", "--trial", 0).out) == name.endswith("both sides")
     exported = cli("export", "out", "--model", "")
     assert exported.code == 0, exported.err
+
+
+def test_stages_are_trained_at_once(tune: Cli) -> None:
+    result = tune("--stages", 3, "--stages-at-once", 2, "--text-prompts", 0)
+    assert result.code == 0, result.err
+    study = optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
+    starts = [trial.datetime_start for trial in study.trials]
+    ends = [trial.datetime_complete for trial in study.trials]
+    assert len(starts) == 3
+    assert starts[1] < ends[0] <= ends[1] <= starts[2]  # type: ignore[operator]
+    assert all(f"stage {number}: loss" in result.err for number in range(3))
 
 
 def test_what_black_boxes_search_is_chosen_by_the_study(tune: Cli) -> None:
@@ -97,7 +113,12 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     ),
     "a schedule of zo": (
         ("--stage", "zo", "--schedule", "cosine"),
-        "error: --schedule needs --stage gradient, this is --stage zo.",
+        "error: --schedule needs a stage with gradients, this is --stage zo.",
+    ),
+    "no head": (
+        ("--stage", "contrastive"),
+        "error: ContrastiveStage needs a model with a linear head, such as SequenceClassifier; "
+        "DualEncoderClassifier has none.",
     ),
     "an unknown method": (("--stage", "sgd"), "'sgd' is not one of"),
     "a template elsewhere": (

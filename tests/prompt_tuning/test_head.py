@@ -186,5 +186,5 @@ def test_a_fresh_head_does_not_depend_on_prompts_beside_it_on_minilm(minilm: Pre
     for p, loss in enumerate(together.loss):
         alone = evaluate(model, model.fresh_head(prompt[[p]], train), validation)
         assert alone.loss[0] == pytest.approx(loss, abs=1e-4)
-        rows = model._prompted(prompt[[p]], train)[0]
+        rows = model.prompted_features(prompt[[p]], train)[0]
         assert slope(rows, train.labels, one(prompt.head, p)) < 1e-5

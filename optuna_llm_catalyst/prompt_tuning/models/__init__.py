@@ -1,6 +1,7 @@
 """A frozen model with a task on top: one task model a file, behind one Protocol."""
 
 from optuna_llm_catalyst.prompt_tuning.models.base import evaluate
+from optuna_llm_catalyst.prompt_tuning.models.base import HasHead
 from optuna_llm_catalyst.prompt_tuning.models.base import losses
 from optuna_llm_catalyst.prompt_tuning.models.base import Metrics
 from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
@@ -25,6 +26,7 @@ __all__ = [
     "TASK_MODELS",
     "BlackBoxModel",
     "DualEncoderClassifier",
+    "HasHead",
     "MaskedLMClassifier",
     "Metrics",
     "Passes",

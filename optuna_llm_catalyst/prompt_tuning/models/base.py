@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+from typing import runtime_checkable
 
 import torch
 from torch import Tensor
@@ -94,6 +95,17 @@ class TaskModel(Protocol):
 
     def metered(self) -> AbstractContextManager[Passes]:
         """Counts this thread's passes through the frozen model within a ``with`` block."""
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A task model with a linear head on features that depend on the prompt."""
+
+    def prompted_features(self, prompt: Prompt, batch: Split) -> Tensor:
+        """What the head reads of each text under each prompt, of shape ``(P, B, d)``."""
+
+    def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
+        """The prompts with heads that are fitted to the frozen encoder under them."""
 
 
 def losses(log_probs: Tensor, labels: Tensor) -> Tensor:

@@ -25,6 +25,16 @@ class Passes:
     backward: int = 0
     sequences: int = 0
 
+    def add(self, other: Passes) -> None:
+        """Adds what was counted elsewhere."""
+        self.forward += other.forward
+        self.backward += other.backward
+        self.sequences += other.sequences
+
+    def take(self, other: Passes) -> None:
+        """Takes away what was counted elsewhere, too."""
+        self.add(Passes(-other.forward, -other.backward, -other.sequences))
+
 
 class _Open(threading.local):
     """The counts that this thread keeps now, each with the model it is for."""

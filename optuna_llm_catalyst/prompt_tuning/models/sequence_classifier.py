@@ -107,11 +107,11 @@ class SequenceClassifier(PromptedEncoder):
     @torch.no_grad()
     def fresh_head(self, prompt: Prompt, train: Split) -> Prompt:
         """The prompts with heads that are fitted to the frozen encoder under them."""
-        features = self._prompted(prompt, train)
+        features = self.prompted_features(prompt, train)
         return prompt.with_head(fit_heads(features, train.labels, len(self.labels)))
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
-        logits = linear(self._prompted(prompt, batch), prompt.head)
+        logits = linear(self.prompted_features(prompt, batch), prompt.head)
         return F.log_softmax(logits, dim=-1)  # (P, B, C)
 
     @torch.no_grad()
@@ -120,7 +120,8 @@ class SequenceClassifier(PromptedEncoder):
         pooled = self._features(split, None, "texts", max_sequences=_MAX_SEQUENCES)
         return F.normalize(pooled[0], dim=-1)
 
-    def _prompted(self, prompt: Prompt, batch: Split) -> Tensor:
+    def prompted_features(self, prompt: Prompt, batch: Split) -> Tensor:
+        """What the head reads of each text under each prompt, of shape ``(P, B, d)``."""
         self._check_length(prompt)
         pooled = self._features(batch, prompt, "texts", max_sequences=_MAX_SEQUENCES)
         # Unit scale for every entry, whatever scale the encoder has: the head's penalty and its

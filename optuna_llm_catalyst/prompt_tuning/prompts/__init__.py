@@ -7,6 +7,7 @@ from optuna_llm_catalyst.prompt_tuning.prompts.base import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts.base import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
+from optuna_llm_catalyst.prompt_tuning.prompts.base import stacked
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import TwoSidedDeepPrompt
@@ -40,4 +41,5 @@ __all__ = [
     "on_both_sides",
     "one_side",
     "place_of",
+    "stacked",
 ]

@@ -162,3 +162,11 @@ class Prompt:
     def is_finite(self) -> bool:
         """Whether no tensor holds a NaN or an infinity."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors.values())
+
+
+def stacked(prompts: Sequence[Prompt]) -> Prompt:
+    """Prompts of one kind and length as one of so many ``P``."""
+    names = prompts[0].tensors
+    return Prompt(
+        prompts[0].kind, {n: torch.cat([prompt.tensors[n] for prompt in prompts]) for n in names}
+    )

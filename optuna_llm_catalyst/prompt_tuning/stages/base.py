@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 import math
 from typing import Protocol
+from typing import runtime_checkable
 
 import torch
 from torch import Tensor
@@ -73,12 +75,23 @@ class Run:
 
     def evaluate(self, prompt: Prompt, step: int) -> Evaluation:
         """Evaluates a copy of a prompt (``P = 1``) on the validation split."""
-        copy = prompt.map(lambda tensor: tensor.detach().clone())
+        return self.evaluate_each(prompt, step)[0]
+
+    def evaluate_each(self, prompts: Prompt, step: int) -> list[Evaluation]:
+        """Evaluates a copy of each of ``P`` prompts on the validation split, in batched passes."""
+        copy = prompts.map(lambda tensor: tensor.detach().clone())
         found = evaluate(self.model, copy, self.validation)
-        value = self.metric.value(self.validation.labels, found.log_probs[0])
-        return Evaluation(
-            step, copy, found.loss[0], found.accuracy[0], value, found.predictions[0]
-        )
+        return [
+            Evaluation(
+                step,
+                copy[[i]],
+                found.loss[i],
+                found.accuracy[i],
+                self.metric.value(self.validation.labels, found.log_probs[i]),
+                found.predictions[i],
+            )
+            for i in range(len(copy))
+        ]
 
     @torch.no_grad()
     def losses(self, prompts: Prompt, batch: Split) -> list[float]:
@@ -132,6 +145,14 @@ class Stage(Protocol):
 
     def run(self, run: Run) -> StageResult:
         """Trains from the run's start."""
+
+
+@runtime_checkable
+class BatchStage(Stage, Protocol):
+    """A stage that trains many prompts in one expanded batch, each as if it were alone."""
+
+    def run_batch(self, runs: Sequence[Run]) -> list[StageResult]:
+        """Trains from the starts of runs that share all but these and their observers."""
 
 
 def needs_gradient(stage: Stage) -> bool:

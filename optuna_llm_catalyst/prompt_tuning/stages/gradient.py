@@ -16,6 +16,8 @@ from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_tuning.models import losses
 from optuna_llm_catalyst.prompt_tuning.prompts import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.prompts import stacked
+from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stages.base import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages.base import Run
 from optuna_llm_catalyst.prompt_tuning.stages.base import StageResult
@@ -75,33 +77,44 @@ class GradientStage:
         return replace(self, n_steps=budget)
 
     def run(self, run: Run) -> StageResult:
-        model, train = run.model, run.train
-        prompt = run.start.map(_trainable)
-        optimizer = self._optimizer(prompt)
+        return self.run_batch([run])[0]
+
+    def run_batch(self, runs: Sequence[Run]) -> list[StageResult]:
+        """Trains the prompts of several runs at once, each as if it were alone.
+
+        Args:
+            runs: They share all but their starts and observers. One that is over trains on
+                unseen, as long as another one goes on.
+        """
+        run, courses = runs[0], [_Course(run) for run in runs]
+        prompts = stacked([run.start for run in runs]).map(_trainable)  # P = len(runs)
+        optimizer = self._optimizer(prompts)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        batches = bucketed_batches(train.lengths, self.batch_size or model.batch_size, run.seed)
-        best: Evaluation | None = None
-        n_worse = 0
+        size = self.batch_size or run.model.batch_size
+        batches = bucketed_batches(run.train.lengths, size, run.seed)
         for step in range(self.n_steps + 1):
             if step % self.eval_every == 0 or step == self.n_steps:
-                now = run.evaluate(prompt, step)
-                if run.is_better(now, best):
-                    best, n_worse = now, 0
-                else:
-                    n_worse += 1
-                stopped = run.observe(now)
-                is_over = step == self.n_steps or n_worse == self.patience
-                # A loss that is not a number never becomes one again.
-                if stopped or is_over or not math.isfinite(now.loss):
+                found = run.evaluate_each(self._judged(run, prompts), step)
+                for course, now in zip(courses, found, strict=True):
+                    course.go_on(now, self.patience)
+                if step == self.n_steps or all(course.is_over for course in courses):
                     break
-            batch = train.select(next(batches))
-            loss = losses(model.log_probs(prompt, batch), batch.labels)[0]
+            batch = run.train.select(next(batches))
+            loss = self._losses(run, prompts, batch).sum()  # No prompt's gradient is another's.
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             rates.step()
-        assert best is not None
-        return StageResult(best, step, stopped)
+        return [course.result() for course in courses]
+
+    def _losses(self, run: Run, prompts: Prompt, batch: Split) -> Tensor:
+        """What is lowered on a batch, of each prompt: (P,)."""
+        return losses(run.model.log_probs(prompts, batch), batch.labels)
+
+    def _judged(self, run: Run, prompts: Prompt) -> Prompt:
+        """The prompts as they are evaluated and kept."""
+        del run
+        return prompts
 
     def _rate(self, step: int) -> float:
         """The part of its rate with which a step is made."""
@@ -129,6 +142,36 @@ class GradientStage:
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=0.9)
         return torch.optim.AdamW(groups, lr=self.lr)
+
+
+class _Course:
+    """How one run of a batch goes: its best evaluation, and whether it is over."""
+
+    def __init__(self, run: Run) -> None:
+        self.is_over = False
+        self._run = run
+        self._best: Evaluation | None = None
+        self._n_worse = 0
+        self._spent = 0
+        self._stopped = False
+
+    def go_on(self, now: Evaluation, patience: int | None) -> None:
+        """Sees the next evaluation, unless it is over."""
+        if self.is_over:
+            return
+        self._spent = now.step
+        if self._run.is_better(now, self._best):
+            self._best, self._n_worse = now, 0
+        else:
+            self._n_worse += 1
+        self._stopped = self._run.observe(now)
+        # A loss that is not a number never becomes one again.
+        is_lost = not math.isfinite(now.loss)
+        self.is_over = self._stopped or self._n_worse == patience or is_lost
+
+    def result(self) -> StageResult:
+        assert self._best is not None
+        return StageResult(self._best, self._spent, self._stopped)
 
 
 def bucketed_batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
