@@ -26,6 +26,7 @@ from benchmarks.product import make_task
 from benchmarks.product import read_rows
 from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
+from optuna_llm_catalyst.prompt_tuning import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
@@ -50,11 +51,14 @@ MODELS = ("labels", "texts")
 
 def methods(args: argparse.Namespace) -> dict[str, tuple[str, Stage]]:
     """The kind of prompt and the stage of each method, by its name."""
+    steps: dict[str, Any] = {"n_steps": args.steps, "lr": args.lr}
     queries = {"n_queries": args.queries, "eval_every": max(args.queries // 20, 1)}
     search = {**queries, "intrinsic_dim": args.intrinsic_dim, "alpha": args.alpha}
     return {
-        "gradient": ("soft", GradientStage(n_steps=args.steps)),
-        "gradient, deep": ("deep", GradientStage(n_steps=args.steps)),
+        "gradient": ("soft", GradientStage(**steps)),
+        "gradient, deep": ("deep", GradientStage(**steps)),
+        "contrastive": ("soft", ContrastiveStage(**steps)),
+        "contrastive, deep": ("deep", ContrastiveStage(**steps)),
         "bbt": ("soft", BlackBoxStage(**search)),
         "bbtv2": ("deep", BlackBoxStage(**search)),
         "gdfo": ("soft", DistilledStage(**search)),
@@ -146,6 +150,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--lr", type=float, default=5e-3, help="of stages with gradients")
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--intrinsic-dim", type=int, default=500)
     parser.add_argument("--alpha", type=float, default=1.0)
@@ -159,13 +164,15 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     names = args.methods or list(methods(args))
+    needs_head = {name for name in names if name.startswith("contrastive")}
     keys = ("task", "seed", "sides", "method")
     known = {tuple(row[key] for key in keys) for row in read_rows(args.out)}
     for folder in args.data:
         for seed in args.seeds:
             for sides in args.sides:
                 for method in names:
-                    if (folder.name, seed, sides, method) in known:
+                    is_known = (folder.name, seed, sides, method) in known
+                    if is_known or (sides == "labels" and method in needs_head):
                         continue
                     # In a process of its own, whose peak memory is that of one stage.
                     context = multiprocessing.get_context("spawn")

@@ -42,6 +42,7 @@ from optuna_llm_catalyst import ReplayProvider
 from optuna_llm_catalyst.cli.export import reply_rows
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import LLMOptions
+from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import few_shot
 from optuna_llm_catalyst.prompt_tuning import GradientStage
@@ -50,6 +51,7 @@ from optuna_llm_catalyst.prompt_tuning import load_task
 from optuna_llm_catalyst.prompt_tuning import product
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning import Task
+from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import SECTIONS
 from optuna_llm_catalyst.providers import Provider
@@ -68,7 +70,9 @@ WITHOUT_LLM = ("random", "templates", "mutation")
 SIDES = ("labels", "both")
 _N_MUTATION_STARTS = 2
 #: What tells one run from another.
-KEYS = ("task", "seed", "sides", "arm", "screen")
+KEYS = ("task", "seed", "sides", "arm", "screen", "stage")
+#: What rows of before there were other stages have.
+DEFAULT_STAGE = "gradient"
 MEAN_STAGE = "mean of stages"
 COMPARED = (MEAN_STAGE, product.ENSEMBLE, product.FITTED)
 Row = dict[str, Any]
@@ -107,6 +111,13 @@ def make_task(folder: Path, seed: int, args: argparse.Namespace) -> Task:
     )
 
 
+def stage_of(args: argparse.Namespace) -> Stage:
+    """What a trial does."""
+    if args.stage == "bbt":
+        return BlackBoxStage(n_queries=args.queries)
+    return GradientStage(n_steps=args.steps)
+
+
 def make_objective(
     task: Task, sides: str, seed: int, args: argparse.Namespace, pretrained: Any
 ) -> PromptTuningObjective:
@@ -115,7 +126,7 @@ def make_objective(
         DualEncoderClassifier(pretrained, task.labels, max_length=args.max_length),
         task,
         PromptSpace(pretrained.tokenizer, args.num_virtual_tokens),
-        stage=GradientStage(n_steps=args.steps),
+        stage=stage_of(args),
         n_text_prompts=SIDES.index(sides),
         seed=seed,
         artifact_store=FileSystemArtifactStore(tempfile.mkdtemp()),
@@ -212,7 +223,7 @@ def report(rows: Sequence[Row], reference: str) -> Iterator[str]:
         if "arm" not in row:  # Another method, such as SetFit.
             others[row["name"]][pair] = row["accuracy"]
             continue
-        arm = arms[row["sides"], label_of(row["arm"], row["screen"])]
+        arm = arms[row["sides"], label_of(row)]
         for name, score in {**row["scores"], MEAN_STAGE: row["mean stage"]}.items():
             arm[name][pair] = score
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -267,9 +278,11 @@ def _lead(leads: list[float]) -> str:
     return f"{100 * statistics.mean(leads):+.1f} ± {100 * error:.1f}"
 
 
-def label_of(arm: str, screen: str) -> str:
-    """An arm's name, with the way to screen if it is not the default."""
-    return arm if screen == "own" else f"{arm}, {screen} screen"
+def label_of(row: Row) -> str:
+    """A row's arm, with the stage and the way to screen if they are not the default."""
+    stage = row.get("stage", DEFAULT_STAGE)
+    screen = "" if row["screen"] == "own" else f", {row['screen']} screen"
+    return ("" if stage == DEFAULT_STAGE else f"{stage}, ") + row["arm"] + screen
 
 
 def provider_of(args: argparse.Namespace, arm: str, name: str) -> Provider | None:
@@ -304,7 +317,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a text")
     parser.add_argument("--test-examples", type=int, default=500)
     parser.add_argument("--stages", type=int, default=8)
+    parser.add_argument("--stage", choices=(DEFAULT_STAGE, "bbt"), default=DEFAULT_STAGE)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--queries", type=int, default=400, help="of a stage without gradients")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--no-swaps", action="store_true", help="measure no word swaps")
     parser.add_argument("--reference", default="templates", help="what arms are compared with")
@@ -336,19 +351,21 @@ def read_rows(path: Path) -> list[Row]:
 def main() -> None:
     args = parse_arguments()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known = {tuple(row.get(key) for key in KEYS) for row in read_rows(args.out)}
+    known = {tuple(row.get(k, DEFAULT_STAGE) for k in KEYS) for row in read_rows(args.out)}
     pretrained = load_pretrained() if args.data else None
+    folders = {folder.name: folder for folder in args.data}
     runs = [
-        (folder, seed, sides, arm)
-        for folder in args.data
+        (task, seed, sides, arm, screen_of(arm, args), args.stage)
+        for task in folders
         for seed in args.seeds
         for sides in args.sides
         for arm in args.arms
-        if (folder.name, seed, sides, arm, screen_of(arm, args)) not in known
     ]
-    for folder, seed, sides, arm in runs:
-        key = (folder.name, seed, sides, arm, screen_of(arm, args))
-        name = "-".join(map(str, key[:4] if key[4] == "own" else key))
+    for key in (run for run in runs if run not in known):
+        task, seed, sides, arm, screen, stage = key
+        others = [x for x in (screen, stage) if x not in ("own", DEFAULT_STAGE)]
+        name = "-".join(map(str, [task, seed, sides, arm, *others]))
+        folder = folders[task]
         objective = make_objective(make_task(folder, seed, args), sides, seed, args, pretrained)
         row, study = run(objective, arm, seed, provider_of(args, arm, name), args)
         row = {**dict(zip(KEYS, key, strict=True)), **row}
