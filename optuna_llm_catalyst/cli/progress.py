@@ -25,6 +25,7 @@ from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.planner import described
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import needs_gradient
 
 
 class StageProgress:
@@ -38,7 +39,9 @@ class StageProgress:
         self.n_finished = 0
         self.n_failed = 0
         self._metric = options.metric
-        self._budget = recipe.stage(options).budget
+        stage = recipe.stage(options)
+        self._budget = stage.budget
+        self._unit = "steps" if needs_gradient(stage) else "queries"
         self.bar = Progress(
             console=Console(stderr=True, width=output.width()),
             disable=not sys.stderr.isatty(),
@@ -64,7 +67,7 @@ class StageProgress:
     def refine(self, n_steps: int) -> None:
         """Starts the bar of refining, and says that it starts."""
         self._refining = self.bar.add_task("refining", total=n_steps)
-        output.say(f"Refining the best stage for {n_steps} steps at most.")
+        output.say(f"Refining the best stage for {n_steps} {self._unit} at most.")
 
     def finished(self, _: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         """Says what there is to say of a stage that ended; a callback of ``study.optimize``."""

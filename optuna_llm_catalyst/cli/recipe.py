@@ -86,7 +86,9 @@ def stage(options: TuneOptions) -> Stage:
     given = {"lr": options.lr, "eval_every": options.eval_every}
     common: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
     if not _by_gradients(options) and options.schedule != "constant":
-        raise UserError(f"--schedule needs a stage with gradients, this is --stage {options.stage}.")
+        raise UserError(
+            f"--schedule needs a stage with gradients, this is --stage {options.stage}."
+        )
     if not _by_gradients(options) and options.stage != "zo" and options.lr is not None:
         raise UserError(f"--stage {options.stage} has no learning rate: leave --lr out.")
     if _by_gradients(options):

@@ -63,14 +63,15 @@ def told(study: optuna.Study, trial: FrozenTrial) -> str:
     if refinement is None or stage is None:
         return f"Trial {trial.number} refines no other."
     before, spent = records.all_trials(study)[refinement.refined_from].value, trial.last_step
+    unit = "queries" if "n_queries" in stage.settings else "steps"
     if _is_better(study, trial.value, before):
         return (
             f"Refined stage {refinement.refined_from} from {stage.metric} {before:.3f} to "
-            f"{trial.value:.3f} in {spent} of {refinement.budget} steps."
+            f"{trial.value:.3f} in {spent} of {refinement.budget} {unit}."
         )
     return (
         f"Refining stage {refinement.refined_from} did not help, stopped after {spent} of "
-        f"{refinement.budget} steps."
+        f"{refinement.budget} {unit}."
     )
 
 

@@ -22,6 +22,7 @@ from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import refining
 from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
+from optuna_llm_catalyst.prompt_tuning.stages import ZerothOrderStage
 
 from .tiny import AlwaysPruner
 from .tiny import make_objective
@@ -173,6 +174,15 @@ def test_the_log_says_what_refining_came_to(
     before, after = study.best_value, objective.refine(study, n_steps=20).value
     told = f"Refined stage 0 from loss {before:.3f} to {after:.3f} in 20 of 20 steps."
     assert told in caplog.text
+
+
+def test_a_stage_without_gradients_is_refined_by_queries(store: Store) -> None:
+    study = optuna.create_study()
+    objective = make_objective(store=store, stage=ZerothOrderStage(n_queries=4, eval_every=2))
+    study.optimize(objective, n_trials=1)
+    refined = objective.refine(study, n_steps=6)
+    assert refined.user_attrs["stage_steps"] == 6
+    assert refining.told(study, refined).endswith("of 6 queries.")
 
 
 def test_a_patience_of_nothing_is_refused(tuned: optuna.Study, store: Store) -> None:
