@@ -102,7 +102,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "an unknown method": (("--stage", "sgd"), "'sgd' is not one of"),
     "a template elsewhere": (
         ("--template", "{text} {mask}"),
-        "error: --template needs --model-type masked-lm.",
+        "error: --template needs --model-type masked-lm or causal-lm, this is --model-type dual-",
     ),
     "no verbalizer": (
         ("--model-type", "masked-lm", "--verbalizer", "food"),

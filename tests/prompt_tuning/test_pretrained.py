@@ -25,8 +25,8 @@ from transformers.utils import logging
 
 from optuna_llm_catalyst import ModelNotFoundError
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning.finding import DEFAULT_MODEL
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
-from optuna_llm_catalyst.prompt_tuning.pretrained import DEFAULT_MODEL
 from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 
