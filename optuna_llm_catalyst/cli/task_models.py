@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
-from typing import get_args
 
 from optuna_llm_catalyst import prompt_tuning
 from optuna_llm_catalyst.cli import output
@@ -17,9 +16,20 @@ from optuna_llm_catalyst.prompt_tuning.finding import model_type_of
 from optuna_llm_catalyst.prompt_tuning.finding import ModelType
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.templates import own_words
-from optuna_llm_catalyst.prompt_tuning.pretrained import Head
 
 
+_CLASSES: dict[
+    ModelType,
+    type[prompt_tuning.DualEncoderClassifier]
+    | type[prompt_tuning.SequenceClassifier]
+    | type[prompt_tuning.MaskedLMClassifier]
+    | type[prompt_tuning.CausalLMClassifier],
+] = {
+    "dual-encoder": prompt_tuning.DualEncoderClassifier,
+    "sequence-classifier": prompt_tuning.SequenceClassifier,
+    "masked-lm": prompt_tuning.MaskedLMClassifier,
+    "causal-lm": prompt_tuning.CausalLMClassifier,
+}
 #: Options that belong to some types of models.
 _OWNERS: dict[str, tuple[ModelType, ...]] = {
     "prompt_position": ("sequence-classifier",),
@@ -38,9 +48,10 @@ def with_model_type(options: TuneOptions) -> tuple[TuneOptions, Found]:
     if options.model_type is None:
         kind = studies.made_with(options.storage, options.study_name, "--model-type")
         why = "the study was made with it"
-        if kind not in get_args(ModelType):
+        if kind not in _CLASSES:
             kind, why = model_type_of(found.folder)
-        output.say(f"Model type {kind}: {why} (--model-type takes another).")
+            why += "; --model-type takes another"
+        output.say(f"Model type {kind}: {why}.")
         options = replace(options, model_type=kind)
     for name, owners in _OWNERS.items():
         if getattr(options, name) and options.model_type not in owners:
@@ -55,36 +66,27 @@ def make(
     options: TuneOptions, task: prompt_tuning.Task, found: Found
 ) -> tuple[TaskModel, prompt_tuning.Pretrained]:
     """The task model, and the pretrained one below it; says where that was found."""
-    kind = options.model_type
-    heads: dict[str | None, Head] = {"masked-lm": "masked-lm", "causal-lm": "causal-lm"}
-    verbalizers = _verbalizers(options, task)
+    kind = options.model_type or "dual-encoder"
+    settings = _settings(options, kind, task)
     pretrained = prompt_tuning.load_pretrained(
         found,
         device=usable_device(options.device, called="--device"),
         trust_remote_code=options.trust_remote_code,
-        head=heads.get(kind, "none"),
+        head=_CLASSES[kind].head,
     )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
+    return _CLASSES[kind](pretrained, task.labels, **settings), pretrained
+
+
+def _settings(options: TuneOptions, kind: ModelType, task: prompt_tuning.Task) -> dict[str, Any]:
+    """What the options say of a task model of a type."""
     if kind == "dual-encoder":
-        return prompt_tuning.DualEncoderClassifier(pretrained, task.labels), pretrained
-    length = options.num_virtual_tokens
+        return {}
+    length = {"max_virtual_tokens": options.num_virtual_tokens}
     if kind == "sequence-classifier":
-        model: TaskModel = prompt_tuning.SequenceClassifier(
-            pretrained,
-            task.labels,
-            max_virtual_tokens=length,
-            prompt_position=options.prompt_position or "behind_cls",
-        )
-        return model, pretrained
-    words: dict[str, Any] = {"verbalizers": verbalizers, "max_virtual_tokens": length}
-    if options.template:
-        words["template"] = options.template
-    reader = (
-        prompt_tuning.MaskedLMClassifier
-        if kind == "masked-lm"
-        else prompt_tuning.CausalLMClassifier
-    )
-    return reader(pretrained, task.labels, **words), pretrained
+        return {**length, "prompt_position": options.prompt_position or "behind_cls"}
+    template = {"template": options.template} if options.template else {}
+    return {**length, **template, "verbalizers": _verbalizers(options, task)}
 
 
 def _verbalizers(options: TuneOptions, task: prompt_tuning.Task) -> dict[str, list[str]] | None:

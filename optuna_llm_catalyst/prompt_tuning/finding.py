@@ -102,7 +102,8 @@ def model_type_of(folder: Path) -> tuple[ModelType, str]:
         is_other = kind == "causal-lm" and config.get("is_causal", True) is False
         if name.endswith(ending) and not is_other:
             return kind, f"its config.json says {name}"
-    return "dual-encoder", f"its config.json says {name or 'no more'}"
+    said = f"says {name}" if name else "names no class"
+    return "dual-encoder", f"its config.json {said}"
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -204,7 +204,7 @@ def _load_language_model(folder: Path, head: Head, trust_remote_code: bool) -> A
     from transformers import AutoModelForCausalLM
     from transformers import AutoModelForMaskedLM
 
-    kind = AutoModelForCausalLM if head == "causal-lm" else AutoModelForMaskedLM
+    kind: Any = AutoModelForCausalLM if head == "causal-lm" else AutoModelForMaskedLM
     model, report = kind.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,

@@ -120,7 +120,8 @@ class CausalLMClassifier(LabelWordsClassifier):
         if self._n_further:
             first = logits[:, self._ids[:, 0]] - logits.logsumexp(1, keepdim=True)
             logits = self._with_further(first, mask, output.past_key_values) / self._n_tokens
-        return (logits @ self._means).view(-1, len(batch), len(self.labels))
+        scores: Tensor = logits @ self._means  # (P*b, C)
+        return scores.view(-1, len(batch), len(self.labels))
 
     def _with_further(self, first: Tensor, mask: Tensor, cache: object) -> Tensor:
         """Log-probabilities of whole words, (N, W), of those of their first tokens."""
