@@ -41,6 +41,7 @@ DESCRIBED = {
     "DistilledStage",
     "GradientStage",
     "ZerothOrderStage",
+    "CausalLMClassifier",
     "DualEncoderClassifier",
     "MaskedLMClassifier",
     "SequenceClassifier",

@@ -172,10 +172,13 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     text: str = option("", "Column of the texts. Default: text, or one that is called like that.")
     text_pair: str = option("", "Column of second texts, for tasks on pairs.")
     label: str = option("", "Column of the labels. Default: label, or one that is called so.")
-    model_type: Literal["dual-encoder", "sequence-classifier", "masked-lm"] = option(
-        "dual-encoder",
-        "How the model classifies: by the label nearest to a text, by a linear head, or by the "
-        "word that fills a blank.",
+    model_type: Literal["dual-encoder", "sequence-classifier", "masked-lm", "causal-lm"] | None = (
+        option(
+            None,
+            "How the model classifies: by the label nearest to a text, by a linear head, by the "
+            "word that fills a blank, or by the words that go on behind a text. Default: as the "
+            "model's config.json says; dual-encoder for sentence encoders.",
+        )
     )
     prompt_position: Literal["behind_cls", "front"] | None = option(
         None,
@@ -183,12 +186,14 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         "all, for export --peft.",
     )
     template: str = option(
-        "", "What a masked-lm reads. Default: {text} It was {mask}. Also: {text_pair}."
+        "",
+        "What a language model reads. Default: {text} It was {mask}. for a masked-lm, {text} It "
+        "was for a causal-lm. Also: {text_pair}.",
     )
     verbalizer: list[str] = option(
         (),
-        "LABEL=WORD,WORD: words that stand for a label in the blank of a masked-lm; may be given "
-        "several times. Default: the label itself.",
+        "LABEL=WORD,WORD: words that stand for a label in the blank of a masked-lm, or behind a "
+        "causal-lm's text; may be given several times. Default: the label itself.",
     )
     num_virtual_tokens: int = count(
         8, "Length of the prompt in tokens.", least=1, most=MAX_VIRTUAL_TOKENS

@@ -107,6 +107,17 @@ def check_setup(study: optuna.Study, setup: dict[str, Any]) -> None:
         study.set_user_attr(_SETUP, {**known, **setup})
 
 
+def made_with(storage: str, name: str, key: str) -> Any:
+    """What a study was made with; None if there is no such study, or none that can be read."""
+    try:
+        study = load_study(storage, name)
+        with storage_errors(storage, study):
+            saved = study.user_attrs.get(_SETUP)
+    except CatalystError:  # Whoever opens the study for good says what is wrong.
+        return None
+    return saved.get(key) if isinstance(saved, dict) else None
+
+
 @contextmanager
 def storage_errors(storage: str, study: optuna.Study | None = None) -> Iterator[None]:
     """Turns what storages raise into one line that names the storage, the cause and the fix.

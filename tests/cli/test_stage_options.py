@@ -10,7 +10,9 @@ import pytest
 
 from optuna_llm_catalyst import records
 from tests.cli.conftest import Cli
+from tests.prompt_tuning.test_causal_lm import make as causal_lm
 from tests.prompt_tuning.test_masked_lm import make as masked_lm
+from tests.prompt_tuning.tiny import LABELS
 
 
 METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
@@ -94,6 +96,40 @@ def test_a_masked_language_model_is_tuned_exported_and_used(cli: Cli, data: Path
     assert "was made with --template '{text} {mask}', this command has ''" in other.err
 
 
+def test_a_type_that_is_not_given_is_read_off_the_model(cli: Cli, data: Path) -> None:
+    """And off the study that is resumed."""
+    for part in causal_lm("gpt2"):
+        part.save_pretrained("lm")
+    options = (
+        *("tune", data, "--model", "lm", "--stages", 1, "--steps", 2, "--eval-every", 1),
+        *("--num-virtual-tokens", 3, "--verbalizer", "tool=saw,some tool"),
+    )
+    first = cli(*options, "--template", "{text} is")
+    assert first.code == 0, first.err
+    said = (
+        "Model type causal-lm: its config.json says GPT2LMHeadModel; --model-type takes another."
+    )
+    assert said in first.err.splitlines()
+    second = cli(*options, "--template", "{text} is")
+    assert second.code == 0, second.err
+    assert "Model type causal-lm: the study was made with it." in second.err.splitlines()
+    assert cli("export", "out").code == 0
+    assert cli("predict", "out", "--text", "the bread").json["label"] in LABELS
+
+
+def test_a_study_of_the_time_before_keeps_its_type(tune: Cli) -> None:
+    """When a model without a type was a dual encoder, whatever its config said."""
+    model, tokenizer = masked_lm("bert")
+    for part in (model, tokenizer):
+        part.save_pretrained("mlm")
+    first = tune("--model", "mlm", "--model-type", "dual-encoder", "--stages", 1)
+    second = tune("--model", "mlm", "--stages", 1)
+    assert first.code == second.code == 0, second.err
+    assert "Model type" not in first.err
+    assert "Model type dual-encoder: the study was made with it." in second.err
+    assert "Resuming study" in second.err
+
+
 REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "bbt is shallow": (
         ("--stage", "bbt", "--prompt-kind", "deep"),
@@ -123,7 +159,7 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "an unknown method": (("--stage", "sgd"), "'sgd' is not one of"),
     "a template elsewhere": (
         ("--template", "{text} {mask}"),
-        "error: --template needs --model-type masked-lm.",
+        "error: --template needs --model-type masked-lm or causal-lm, this is --model-type dual-",
     ),
     "no verbalizer": (
         ("--model-type", "masked-lm", "--verbalizer", "food"),

@@ -22,7 +22,7 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli.task import DEMO_REPLIES
 from optuna_llm_catalyst.prompt_tuning import checkpoints
-from optuna_llm_catalyst.prompt_tuning import pretrained
+from optuna_llm_catalyst.prompt_tuning import finding
 from tests.cli.conftest import Cli
 
 
@@ -381,7 +381,7 @@ def test_interrupt_loses_one_stage(data: Path, tiny_model: Path, tmp_path: Path,
 
 
 def test_defaults_are_the_librarys() -> None:
-    assert options.DEFAULT_MODEL == pretrained.DEFAULT_MODEL
+    assert options.DEFAULT_MODEL == finding.DEFAULT_MODEL
     assert options.DEFAULT_ARTIFACTS == checkpoints.DEFAULT_FOLDER
 
 

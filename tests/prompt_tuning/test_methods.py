@@ -30,6 +30,7 @@ from optuna_llm_catalyst.prompt_tuning.stages import Stage
 from optuna_llm_catalyst.prompt_tuning.stages import StageResult
 from optuna_llm_catalyst.prompt_tuning.stages import ZerothOrderStage
 
+from .test_causal_lm import classifier as causal_lm
 from .test_families import bert
 from .test_families import COMMON
 from .test_families import make
@@ -63,13 +64,14 @@ KINDS: dict[str, PromptKind] = {
     kind.name: kind
     for kind in (SoftPrompt(), DeepPrompt(), TwoSidedPrompt(), TwoSidedDeepPrompt())
 }
+MODELS: dict[str, Callable[..., TaskModel]] = {**TASK_MODELS, "causal": causal_lm}
 ROWS = [
     row
     for row in product(METHODS, KINDS, TASK_MODELS)
     # A prompt of two sides is dear, and one method of each sort tells what there is to tell.
     if not row[1].startswith("two-sided")
     or (row[2] == "dual" and row[0] in ("gradient", "black box"))
-]
+] + [("gradient", "deep", "causal"), ("black box", "soft", "causal")]
 each_row = pytest.mark.parametrize(
     ("method", "kind", "model_name"), ROWS, ids=["-".join(row) for row in ROWS]
 )
@@ -79,7 +81,7 @@ class Ground:
     """A model with its splits and a restart prompt of a kind."""
 
     def __init__(self, kind: str, model_name: str) -> None:
-        self.model: TaskModel = TASK_MODELS[model_name]()
+        self.model: TaskModel = MODELS[model_name]()
         self.train: Split = self.model.encode(make_examples(18, seed=1))
         self.validation: Split = self.model.encode(make_examples(12, seed=2))
         self.token_ids = make_space().from_text("people write this").token_ids

@@ -25,8 +25,10 @@ from transformers.utils import logging
 
 from optuna_llm_catalyst import ModelNotFoundError
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning.finding import DEFAULT_MODEL
+from optuna_llm_catalyst.prompt_tuning.finding import find_pretrained
+from optuna_llm_catalyst.prompt_tuning.finding import model_type_of
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
-from optuna_llm_catalyst.prompt_tuning.pretrained import DEFAULT_MODEL
 from optuna_llm_catalyst.prompt_tuning.pretrained import load_tokenizer
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 
@@ -134,6 +136,42 @@ def test_weights_that_do_not_match_the_config_are_refused(case: str, folder: Pat
     with pytest.raises(ModelNotFoundError, match=expected) as caught:
         load_pretrained(str(folder))
     assert "\n" not in str(caught.value)
+
+
+TYPES: dict[str, tuple[dict[str, str], str, str]] = {
+    "masked": ({"config.json": '{"architectures": ["BertForMaskedLM"]}'}, "masked-lm", "BertFor"),
+    "causal": ({"config.json": '{"architectures": ["Qwen3ForCausalLM"]}'}, "causal-lm", "Qwen3"),
+    "gpt2": ({"config.json": '{"architectures": ["GPT2LMHeadModel"]}'}, "causal-lm", "GPT2LM"),
+    "a causal model that reads both ways": (
+        {"config.json": '{"architectures": ["Qwen2ForCausalLM"], "is_causal": false}'},
+        "dual-encoder",
+        "Qwen2",
+    ),
+    "an encoder": ({"config.json": '{"architectures": ["BertModel"]}'}, "dual-encoder", "BertM"),
+    "a sentence encoder": (
+        {"config.json": '{"architectures": ["BertForMaskedLM"]}', "modules.json": "[]"},
+        "dual-encoder",
+        "modules.json",
+    ),
+    "no class": ({"config.json": "{}"}, "dual-encoder", "names no class"),
+    "another thing": ({"config.json": '{"architectures": "Bert"}'}, "dual-encoder", "no class"),
+    "broken": ({"config.json": "{"}, "dual-encoder", "names no class"),
+    "nothing": ({}, "dual-encoder", "names no class"),
+}
+
+
+@pytest.mark.parametrize("case", TYPES)
+def test_the_type_of_a_model_is_read_off_its_folder(case: str, tmp_path: Path) -> None:
+    files, kind, why = TYPES[case]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found, said = model_type_of(tmp_path)
+    assert found == kind and why in said
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_default_model_is_a_dual_encoder() -> None:
+    assert model_type_of(find_pretrained(DEFAULT_MODEL).folder)[0] == "dual-encoder"
 
 
 @pytest.mark.parametrize("kind", [BertForMaskedLM, BertForSequenceClassification])

@@ -8,6 +8,7 @@ from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.models.base import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import over_http
+from optuna_llm_catalyst.prompt_tuning.models.causal_lm import CausalLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models.dual_encoder import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models.masked_lm import MaskedLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
@@ -16,15 +17,21 @@ from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import Sequenc
 
 #: The task models by the names that classifiers' files hold.
 TASK_MODELS: dict[
-    str, type[DualEncoderClassifier] | type[MaskedLMClassifier] | type[SequenceClassifier]
+    str,
+    type[CausalLMClassifier]
+    | type[DualEncoderClassifier]
+    | type[MaskedLMClassifier]
+    | type[SequenceClassifier],
 ] = {
-    kind.__name__: kind for kind in (DualEncoderClassifier, MaskedLMClassifier, SequenceClassifier)
+    kind.__name__: kind
+    for kind in (CausalLMClassifier, DualEncoderClassifier, MaskedLMClassifier, SequenceClassifier)
 }
 
 __all__ = [
     "SOFT",
     "TASK_MODELS",
     "BlackBoxModel",
+    "CausalLMClassifier",
     "DualEncoderClassifier",
     "HasHead",
     "MaskedLMClassifier",

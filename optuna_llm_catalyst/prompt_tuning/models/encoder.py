@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -138,12 +139,23 @@ class PromptedEncoder:
 
     def _pass(self, batch: Split, prompt: Prompt | None, side: Side) -> Tensor:
         """One forward pass over a batch under some prompts, pooled: (P, b, d)."""
+        output, mask = self._forward(batch, prompt, side)
+        pooled = self._pool(output.last_hidden_state, mask, batch)
+        pooled = pooled.view(-1, len(batch), pooled.shape[-1])  # (P or 1, b, d)
+        return pooled if prompt is None else pooled.expand(len(prompt), -1, -1)
+
+    def _forward(
+        self, batch: Split, prompt: Prompt | None, side: Side, **options: bool
+    ) -> tuple[Any, Tensor]:
+        """What the encoder makes of a batch under some prompts, and the attention mask of that.
+
+        There is one sequence for each prompt and text, (P*b, L+T), or for each text, (b, T), if
+        nothing stands before them.
+        """
         inputs = {n: field.rows for n, field in batch.fields.items() if n not in self._unread}
         layers = {} if prompt is None else prompt.layers(side, batch)
         if not layers:
-            hidden = self.encoder(**inputs).last_hidden_state  # (b, T, d)
-            pooled = self._pool(hidden, inputs["attention_mask"], batch).unsqueeze(0)
-            return pooled if prompt is None else pooled.expand(len(prompt), -1, -1)
+            return self.encoder(**inputs, **options), inputs["attention_mask"]
         embedded = tokens.embed_tokens(self.encoder, inputs["input_ids"])  # (b, T, d)
         embeddings, inputs = tokens.splice_prompts(
             layers[0], inputs, embedded, offset=self._offset
@@ -160,9 +172,8 @@ class PromptedEncoder:
                 f"{n_layers} layers only, the first of them its input."
             )
         with added(self._layers, deeper, offset=self._offset):
-            hidden = self.encoder(inputs_embeds=embeddings, **inputs).last_hidden_state
-        pooled = self._pool(hidden, inputs["attention_mask"], batch)  # (P*b, d)
-        return pooled.view(len(layers[0]), len(batch), -1)
+            output = self.encoder(inputs_embeds=embeddings, **inputs, **options)
+        return output, inputs["attention_mask"]
 
     def _placed(
         self,
@@ -204,7 +215,7 @@ class PromptedEncoder:
         for side in dict(side for side in places.values() if side[1] > 0):
             some = self._sequences(side, batch)
             with watched(self._layers) as seen:
-                self._features(some, prompt, side, max_sequences=len(some))
+                self._forward(some, prompt, side)
             hidden[side] = {layer: spread(states) for layer, states in seen.items()}
         return {
             name: self._embedding_spread if layer == 0 else hidden[side][layer]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -133,8 +134,26 @@ def _tokenize(
 
 def n_leading_special_tokens(tokenizer: Any) -> int:
     """Special tokens in front of every text, such as BERT's ``[CLS]``."""
-    is_special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    return int(is_special.index(0))
+    return _special_tokens_mask(tokenizer).index(0)
+
+
+def n_trailing_special_tokens(tokenizer: Any) -> int:
+    """Special tokens behind every text, such as BERT's ``[SEP]``."""
+    return _special_tokens_mask(tokenizer)[::-1].index(0)
+
+
+def _special_tokens_mask(tokenizer: Any) -> list[int]:
+    return list(tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"])
+
+
+def without_end(split: Split, n_tokens: int) -> Split:
+    """Texts without so many tokens at their ends."""
+    lengths = tuple(length - n_tokens for length in split.lengths)
+    mask = split.rows("attention_mask")
+    ends = torch.tensor(lengths, device=mask.device).unsqueeze(1)  # (N, 1)
+    kept = (torch.arange(mask.shape[1], device=mask.device) < ends).to(mask.dtype)
+    fields = {**split.fields, "attention_mask": Field(kept, pad_axis=1)}
+    return replace(split, fields=fields, lengths=lengths).select(range(len(split)))
 
 
 def splice_prompts(
