@@ -58,6 +58,7 @@ PUBLIC = {
         "BlackBoxModel",
         "BlackBoxStage",
         "CausalLMClassifier",
+        "ContrastiveStage",
         "DeepPrompt",
         "DistilledStage",
         "DualEncoderClassifier",
