@@ -21,7 +21,7 @@ test: .venv/.dev
 	$(PYTEST)
 
 # The tests that calculate: what holds on one processor only, fails here.
-NUMERIC := $(foreach part,black_box families head layers linear_fit logistic masked_lm models \
+NUMERIC := $(foreach part,black_box clip families head layers linear_fit logistic masked_lm models \
 	objective pooling projection stages,tests/prompt_tuning/test_$(part).py)
 
 test-plain: .venv/.dev

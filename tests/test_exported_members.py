@@ -57,6 +57,7 @@ PUBLIC = {
     f"{PACKAGE}.prompt_tuning": [
         "BlackBoxModel",
         "BlackBoxStage",
+        "CLIPClassifier",
         "DeepPrompt",
         "DistilledStage",
         "DualEncoderClassifier",

@@ -9,6 +9,7 @@ from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.masked_lm import DEFAULT_TEMPLATE
 from optuna_llm_catalyst.prompt_tuning.models.masked_lm import own_words
+from optuna_llm_catalyst.prompt_tuning.pretrained import Head
 
 
 #: Options that belong to one type of model.
@@ -17,6 +18,8 @@ _OWNERS = {
     "template": "masked-lm",
     "verbalizer": "masked-lm",
 }
+#: What each type of model needs besides the encoder.
+_HEADS: dict[str, Head] = {"masked-lm": "masked-lm", "clip": "clip"}
 
 
 def make(
@@ -26,16 +29,23 @@ def make(
     for name, owner in _OWNERS.items():
         if getattr(options, name) and options.model_type != owner:
             raise output.UserError(f"--{name.replace('_', '-')} needs --model-type {owner}.")
+    if task.of_images and options.model_type != "clip":
+        raise output.UserError(
+            f"{options.data} is of images: add --model-type clip and --model, a CLIP or SigLIP "
+            "model such as google/siglip2-base-patch16-224."
+        )
     verbalizers = _verbalizers(options, task)
     pretrained = prompt_tuning.load_pretrained(
         options.model,
         device=usable_device(options.device, called="--device"),
         trust_remote_code=options.trust_remote_code,
-        head="masked-lm" if options.model_type == "masked-lm" else "none",
+        head=_HEADS.get(options.model_type, "none"),
     )
     output.say(f"Model {pretrained.name} from {pretrained.source}.")
     if options.model_type == "dual-encoder":
         return prompt_tuning.DualEncoderClassifier(pretrained, task.labels), pretrained
+    if options.model_type == "clip":
+        return prompt_tuning.CLIPClassifier(pretrained, task.labels), pretrained
     length = options.num_virtual_tokens
     if options.model_type == "sequence-classifier":
         model: TaskModel = prompt_tuning.SequenceClassifier(

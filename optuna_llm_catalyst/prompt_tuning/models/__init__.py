@@ -3,10 +3,12 @@
 from optuna_llm_catalyst.prompt_tuning.models.base import evaluate
 from optuna_llm_catalyst.prompt_tuning.models.base import losses
 from optuna_llm_catalyst.prompt_tuning.models.base import Metrics
+from optuna_llm_catalyst.prompt_tuning.models.base import reads_images
 from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.models.base import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import over_http
+from optuna_llm_catalyst.prompt_tuning.models.clip import CLIPClassifier
 from optuna_llm_catalyst.prompt_tuning.models.dual_encoder import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models.masked_lm import MaskedLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
@@ -15,15 +17,21 @@ from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import Sequenc
 
 #: The task models by the names that classifiers' files hold.
 TASK_MODELS: dict[
-    str, type[DualEncoderClassifier] | type[MaskedLMClassifier] | type[SequenceClassifier]
+    str,
+    type[CLIPClassifier]
+    | type[DualEncoderClassifier]
+    | type[MaskedLMClassifier]
+    | type[SequenceClassifier],
 ] = {
-    kind.__name__: kind for kind in (DualEncoderClassifier, MaskedLMClassifier, SequenceClassifier)
+    kind.__name__: kind
+    for kind in (CLIPClassifier, DualEncoderClassifier, MaskedLMClassifier, SequenceClassifier)
 }
 
 __all__ = [
     "SOFT",
     "TASK_MODELS",
     "BlackBoxModel",
+    "CLIPClassifier",
     "DualEncoderClassifier",
     "MaskedLMClassifier",
     "Metrics",
@@ -33,4 +41,5 @@ __all__ = [
     "evaluate",
     "losses",
     "over_http",
+    "reads_images",
 ]

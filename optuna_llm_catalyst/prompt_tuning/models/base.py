@@ -96,6 +96,11 @@ class TaskModel(Protocol):
         """Counts this thread's passes through the frozen model within a ``with`` block."""
 
 
+def reads_images(model: object) -> bool:
+    """Whether a model reads images: their paths are the texts of its examples."""
+    return bool(getattr(model, "reads_images", False))
+
+
 def losses(log_probs: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of each prompt: (P, B, C) and (B,) to (P,), in nats."""
     n_prompts = log_probs.shape[0]
