@@ -21,8 +21,8 @@ test: .venv/.dev
 	$(PYTEST)
 
 # The tests that calculate: what holds on one processor only, fails here.
-NUMERIC := $(foreach part,black_box causal_lm families head layers linear_fit logistic masked_lm models \
-	objective pooling projection stages,tests/prompt_tuning/test_$(part).py)
+NUMERIC := $(foreach part,black_box causal_lm clip families head layers linear_fit logistic \
+	masked_lm models objective pooling projection stages,tests/prompt_tuning/test_$(part).py)
 
 test-plain: .venv/.dev
 	ATEN_CPU_CAPABILITY=default MKL_NUM_THREADS=1 $(PYTEST) $(NUMERIC)

@@ -38,6 +38,7 @@ DESCRIBED = {
     "PromptTuningObjective",
     "BlackBoxModel",
     "BlackBoxStage",
+    "CLIPClassifier",
     "DistilledStage",
     "GradientStage",
     "ZerothOrderStage",

@@ -57,6 +57,7 @@ PUBLIC = {
     f"{PACKAGE}.prompt_tuning": [
         "BlackBoxModel",
         "BlackBoxStage",
+        "CLIPClassifier",
         "CausalLMClassifier",
         "ContrastiveStage",
         "DeepPrompt",

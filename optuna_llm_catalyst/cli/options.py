@@ -144,10 +144,10 @@ class ExportOptions(KnownModelOptions, StudyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(KnownModelOptions):
-    """Classify texts with what export wrote. Prints a row of JSON for each text."""
+    """Classify texts, or images by their paths, with what export wrote. Prints a JSON row each."""
 
     folder: Path = argument(MISSING, "Folder that export wrote.")
-    text: list[str] = option((), "A text; may be given several times.")
+    text: list[str] = option((), "A text, or the path of an image; may be given several times.")
     input: Path | None = option(
         None,
         'File of texts: .csv, .tsv, or else a row of JSON a line, such as {"text": "…"} or "…". '
@@ -166,19 +166,20 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
     data: str = argument(
         MISSING,
         "File of labelled texts (CSV, TSV, JSONL, Parquet), or a folder with files train, "
-        "validation and test; hf:NAME for a data set of the Hugging Face hub, also hf:NAME:CONFIG "
-        "and hf:NAME@REVISION; demo for the customer-support messages of the package.",
+        "validation and test, or with images as in train/LABEL/1.png; hf:NAME for a data set of "
+        "the Hugging Face hub, also hf:NAME:CONFIG and hf:NAME@REVISION; demo for the "
+        "customer-support messages of the package.",
     )
     text: str = option("", "Column of the texts. Default: text, or one that is called like that.")
     text_pair: str = option("", "Column of second texts, for tasks on pairs.")
     label: str = option("", "Column of the labels. Default: label, or one that is called so.")
-    model_type: Literal["dual-encoder", "sequence-classifier", "masked-lm", "causal-lm"] | None = (
-        option(
-            None,
-            "How the model classifies: by the label nearest to a text, by a linear head, by the "
-            "word that fills a blank, or by the words that go on behind a text. Default: as the "
-            "model's config.json says; dual-encoder for sentence encoders.",
-        )
+    model_type: (
+        Literal["dual-encoder", "sequence-classifier", "masked-lm", "causal-lm", "clip"] | None
+    ) = option(
+        None,
+        "How the model classifies: by the label nearest to a text, by a linear head, by the word "
+        "that fills a blank, by the words that go on behind a text, or by the label nearest to an "
+        "image. Default: as the model's config.json says; dual-encoder for sentence encoders.",
     )
     prompt_position: Literal["behind_cls", "front"] | None = option(
         None,

@@ -17,8 +17,11 @@ from optuna_llm_catalyst.cli.text_rows import Columns
 from optuna_llm_catalyst.cli.text_rows import json_rows
 from optuna_llm_catalyst.cli.text_rows import table_rows
 from optuna_llm_catalyst.cli.text_rows import TextRow
+from optuna_llm_catalyst.exceptions import DataError
 from optuna_llm_catalyst.prompt_tuning import load_classifier
 from optuna_llm_catalyst.prompt_tuning import PromptClassifier
+from optuna_llm_catalyst.prompt_tuning.data.images import check_image
+from optuna_llm_catalyst.prompt_tuning.models import reads_images
 from optuna_llm_catalyst.prompt_tuning.text_inputs import check_pair
 from optuna_llm_catalyst.prompt_tuning.text_inputs import read_text
 
@@ -40,7 +43,10 @@ def run(options: PredictOptions) -> None:
             model=options.model or None,
             trust_remote_code=options.trust_remote_code,
         )
-        for batch in _batches(_alike(rows, classifier.reads_pairs), options.batch_size):
+        rows = _alike(rows, classifier.reads_pairs)
+        if reads_images(classifier.model):
+            rows = _of_images(rows)
+        for batch in _batches(rows, options.batch_size):
             for row in _predictions(classifier, batch, with_all=options.proba):
                 output.report(row, (), as_json=True)
             sys.stdout.flush()
@@ -74,6 +80,16 @@ def _alike(rows: Iterator[TextRow], pairs: bool | None) -> Iterator[TextRow]:
         try:
             check_pair(row.example, "it", pairs=pairs)
         except ValueError as error:
+            raise output.UserError(f"{row.where}: {error}") from error
+        yield row
+
+
+def _of_images(rows: Iterator[TextRow]) -> Iterator[TextRow]:
+    """The rows, checked for naming images."""
+    for row in rows:
+        try:
+            check_image(row.example.text)
+        except DataError as error:
             raise output.UserError(f"{row.where}: {error}") from error
         yield row
 

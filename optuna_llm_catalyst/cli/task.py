@@ -34,8 +34,20 @@ def recorded_replies(options: TuneOptions) -> Path | None:
     return DEMO_REPLIES if is_demo else None
 
 
+def described(task: prompt_tuning.Task, options: TuneOptions) -> str:
+    """What an LLM is told of the task."""
+    given = options.task_description or task.description
+    if not given:
+        return f"Classify {_called(task)} ({task.name})."
+    return f"Images: {given}" if task.of_images else given
+
+
+def _called(task: prompt_tuning.Task) -> str:
+    return "images" if task.of_images else "texts"
+
+
 def _sizes(task: prompt_tuning.Task) -> str:
-    sizes = f"{len(task.train)} texts to train, {len(task.validation)} to validate"
+    sizes = f"{len(task.train)} {_called(task)} to train, {len(task.validation)} to validate"
     tested = f"{len(task.test)} to test" if task.test else "none to test"
     more = len(task.labels) - _MAX_LABELS
     labels = ", ".join(task.labels[:_MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
@@ -46,6 +58,7 @@ def _draw(task: prompt_tuning.Task, options: TuneOptions) -> list[str]:
     drawn = [*task.drawn]
     if options.shots:
         rest = [f"the {split} split" for split in drawn if split != "validation"]
-        drawn = [f"{options.shots} texts of each label to train, as many to validate", *rest]
-    how = f"Drawn label by label from the training texts (seed {options.seed})"
+        few = f"{options.shots} {_called(task)} of each label to train, as many to validate"
+        drawn = [few, *rest]
+    how = f"Drawn label by label from the training {_called(task)} (seed {options.seed})"
     return [f"{how}: {', '.join(drawn)}."] if drawn else []

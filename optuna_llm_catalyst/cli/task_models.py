@@ -23,12 +23,14 @@ _CLASSES: dict[
     type[prompt_tuning.DualEncoderClassifier]
     | type[prompt_tuning.SequenceClassifier]
     | type[prompt_tuning.MaskedLMClassifier]
-    | type[prompt_tuning.CausalLMClassifier],
+    | type[prompt_tuning.CausalLMClassifier]
+    | type[prompt_tuning.CLIPClassifier],
 ] = {
     "dual-encoder": prompt_tuning.DualEncoderClassifier,
     "sequence-classifier": prompt_tuning.SequenceClassifier,
     "masked-lm": prompt_tuning.MaskedLMClassifier,
     "causal-lm": prompt_tuning.CausalLMClassifier,
+    "clip": prompt_tuning.CLIPClassifier,
 }
 #: Options that belong to some types of models.
 _OWNERS: dict[str, tuple[ModelType, ...]] = {
@@ -67,6 +69,11 @@ def make(
 ) -> tuple[TaskModel, prompt_tuning.Pretrained]:
     """The task model, and the pretrained one below it; says where that was found."""
     kind = options.model_type or "dual-encoder"
+    if task.of_images and kind != "clip":
+        raise output.UserError(
+            f"{options.data} is of images: add --model-type clip and --model, a CLIP or SigLIP "
+            "model such as google/siglip2-base-patch16-224."
+        )
     settings = _settings(options, kind, task)
     pretrained = prompt_tuning.load_pretrained(
         found,
@@ -80,7 +87,7 @@ def make(
 
 def _settings(options: TuneOptions, kind: ModelType, task: prompt_tuning.Task) -> dict[str, Any]:
     """What the options say of a task model of a type."""
-    if kind == "dual-encoder":
+    if kind in ("dual-encoder", "clip"):
         return {}
     length = {"max_virtual_tokens": options.num_virtual_tokens}
     if kind == "sequence-classifier":

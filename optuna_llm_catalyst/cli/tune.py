@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from dataclasses import replace
 import hashlib
+from pathlib import Path
 
 import optuna
 
@@ -26,6 +28,7 @@ from optuna_llm_catalyst.cli.progress import keep_unsaved
 from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.cli.results import print_results
 from optuna_llm_catalyst.cli.run_stages import run_stages
+from optuna_llm_catalyst.cli.task import described
 from optuna_llm_catalyst.cli.task import load_task
 from optuna_llm_catalyst.cli.task import recorded_replies
 from optuna_llm_catalyst.exceptions import CheckpointError
@@ -62,9 +65,8 @@ def run(options: TuneOptions) -> int:
     study.pruner = recipe.pruner(options)
     with studies.storage_errors(options.storage, study):
         n_finished, resumed = _resume(study, objective, options, model)
-        described = options.task_description or task.description
         told = MetaPromptOptions(
-            task_description=described or f"Classify texts ({task.name}).",
+            task_description=described(task, options),
             labels=task.labels,
             examples=_examples(task) if options.share_examples else (),
             mechanism=model.mechanism,
@@ -186,8 +188,6 @@ def _resume(
     trials = records.all_trials(study)
     studies.check_ours(study, objective.space.param_names)
     check_trials(objective.space, trials)
-    # Changes with the examples that train and select, not with the test split.
-    text = repr((objective.task.labels, objective.task.train, objective.task.validation))
     setup = {
         "--model": options.model,
         "--model-type": options.model_type,
@@ -197,7 +197,7 @@ def _resume(
         "--prompt-kind": recipe.prompt_kind(options).name,
         "--shots": options.shots,
         "--metric": options.metric,
-        "data with checksum": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16],
+        "data with checksum": _checksum(objective.task),
         # Last: it differs wherever another of these does.
         "model with fingerprint": model.fingerprint,
     }
@@ -219,6 +219,15 @@ def _resume(
     for number in dead:
         output.say(f"Stage {number} was cut off when its process died: marked as failed.")
     return len(finished), bool(finished or dead)
+
+
+def _checksum(task: prompt_tuning.Task) -> str:
+    """Changes with the examples that train and select, not with the test split."""
+    splits = [task.train, task.validation]
+    if task.of_images:  # The folder may be called otherwise from elsewhere.
+        splits = [tuple(replace(e, text=Path(e.text).name) for e in split) for split in splits]
+    text = repr((task.labels, *splits))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def _examples(task: prompt_tuning.Task) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.metrics import of_predictions
 from optuna_llm_catalyst.prompt_tuning.models import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models import CausalLMClassifier
+from optuna_llm_catalyst.prompt_tuning.models import CLIPClassifier
 from optuna_llm_catalyst.prompt_tuning.models import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models import MaskedLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models import over_http
@@ -43,6 +44,7 @@ from optuna_llm_catalyst.prompt_tuning.workers import fail_dead_trials
 __all__ = [
     "BlackBoxModel",
     "BlackBoxStage",
+    "CLIPClassifier",
     "CausalLMClassifier",
     "ContrastiveStage",
     "DeepPrompt",

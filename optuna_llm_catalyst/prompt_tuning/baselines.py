@@ -18,6 +18,7 @@ from optuna_llm_catalyst.prompt_tuning.linear_fit import Data
 from optuna_llm_catalyst.prompt_tuning.linear_fit import fit_readout
 from optuna_llm_catalyst.prompt_tuning.linear_fit import linear_probe
 from optuna_llm_catalyst.prompt_tuning.linear_fit import Readout
+from optuna_llm_catalyst.prompt_tuning.models import reads_images
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
@@ -37,6 +38,15 @@ TEMPLATES = (
     "an example of",
     "this text is about",
     "the right label is",
+)
+IMAGE_TEMPLATES = (
+    "a",
+    "a photo of a",
+    "a photo of the",
+    "a good photo of a",
+    "a close-up photo of a",
+    "a picture of a",
+    "an image of",
 )
 
 Encode = Callable[[str], Sequence[int]]
@@ -84,8 +94,9 @@ def _templates(model: TaskModel, encode: Encode) -> Tensor:
     """Unit class features, the mean over the names alone and in each template: (C, d)."""
     assert isinstance(model, ComparesFeatures)
     found = [_class_names(model)]
+    templates = IMAGE_TEMPLATES if reads_images(model) else TEMPLATES
     # A small vocabulary may know none of a template's words.
-    for token_ids in filter(None, (list(encode(template)) for template in TEMPLATES)):
+    for token_ids in filter(None, (list(encode(template)) for template in templates)):
         words = model.embed([token_ids])  # (1, L, d)
         prompt = Prompt(SoftPrompt(), {"labels": words})
         with torch.inference_mode():

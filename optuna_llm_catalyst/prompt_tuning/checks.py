@@ -11,6 +11,7 @@ from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import HasHead
+from optuna_llm_catalyst.prompt_tuning.models import reads_images
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
@@ -21,6 +22,11 @@ from optuna_llm_catalyst.prompt_tuning.stages import Stage
 
 def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts: int) -> None:
     """Raises if model, task and space do not belong together."""
+    if task.of_images and not reads_images(model):
+        raise ValueError(
+            f"`task` is of images, which {type(model).__name__} does not read: take "
+            "CLIPClassifier (--model-type clip)."
+        )
     if not task.validation:
         raise ValueError(
             "`task` has no validation examples, by which stages are compared: add "
@@ -49,6 +55,15 @@ def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts
         raise ValueError(
             f"`space` has {space.num_virtual_tokens} virtual tokens, `model` keeps room for "
             f"{room} before a text: raise its `max_virtual_tokens`, or take `n_text_prompts=0`."
+        )
+
+
+def check_shared(model: TaskModel, share_examples: bool) -> None:
+    """Raises a ValueError if examples are to be shared that are no texts."""
+    if share_examples and reads_images(model):
+        raise ValueError(
+            "`share_examples` (--share-examples) shows texts of the task to the LLM; these "
+            "examples are images, of which it would see the paths: leave it out."
         )
 
 

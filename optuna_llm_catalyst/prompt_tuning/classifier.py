@@ -33,8 +33,10 @@ from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.model_card import CARD_NAME
 from optuna_llm_catalyst.prompt_tuning.model_card import MATRIX_NAME
 from optuna_llm_catalyst.prompt_tuning.model_card import model_card
+from optuna_llm_catalyst.prompt_tuning.models import reads_images
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
+from optuna_llm_catalyst.prompt_tuning.text_inputs import read_paths
 from optuna_llm_catalyst.prompt_tuning.text_inputs import read_texts
 
 
@@ -112,15 +114,20 @@ class PromptClassifier:
         """The probabilities of the labels for each text.
 
         Args:
-            texts: A list, a tuple, an array or a series of texts, or of pairs of texts.
+            texts: A list, a tuple, an array or a series of texts, or of pairs of texts; of paths,
+                where the model reads images.
 
         Returns:
             An array of shape ``(n, C)``, whose rows sum to one.
 
         Raises:
             ValueError: If one of them is no text, is empty, or is a pair where others are none.
+            DataError: If a path leads to no image.
         """
-        examples = read_texts(texts, pairs=self.reads_pairs)
+        if reads_images(self.model):
+            examples = read_paths(texts)
+        else:
+            examples = read_texts(texts, pairs=self.reads_pairs)
         parts = [
             self._probabilities(examples[start : start + self.batch_size])
             for start in range(0, len(examples), self.batch_size)
@@ -170,8 +177,11 @@ class PromptClassifier:
         folder = Path(folder)
         path, card, matrix = (folder / n for n in (FILE_NAME, CARD_NAME, MATRIX_NAME))
         self.save(path)
-        rows, max_tokens = self._class_matrix()
-        text = model_card(self.state, max_tokens=max_tokens)
+        rows = self._class_matrix()
+        max_tokens = None
+        if rows is not None and isinstance(self.model, _CutsTexts):
+            max_tokens = self.model.max_text_tokens
+        text = model_card(self.state, max_tokens=max_tokens, of_images=reads_images(self.model))
         with explained(f"{folder}: cannot be written"):
             write_whole(card, lambda new: new.write_text(text, encoding="utf-8"))
             if rows is None:
@@ -234,16 +244,17 @@ class PromptClassifier:
         rows: NDArray[np.float64] = found.cpu().double().softmax(-1).numpy()
         return rows
 
-    def _class_matrix(self) -> tuple[NDArray[np.float32] | None, int | None]:
-        """The matrix (C, d + 1) of scaled weights and biases, and where texts are cut."""
+    def _class_matrix(self) -> NDArray[np.float32] | None:
+        """The matrix (C, d + 1) of scaled weights and biases; None if more is needed."""
         first, *others = self.ensemble.groups
         is_plain = first.text_prompt is None and not others and not self.reads_pairs
-        if not (is_plain and first.readout and isinstance(self.model, _CutsTexts)):
-            return None, None
+        is_known = isinstance(self.model, _CutsTexts) or reads_images(self.model)
+        if not (is_plain and first.readout and is_known):
+            return None
         weights, bias = first.readout.scale * first.readout.weights, first.readout.bias
         bias = weights.new_zeros(len(weights)) if bias is None else bias
         rows = torch.cat([weights, bias.unsqueeze(1)], 1)  # (C, d + 1)
-        return rows.cpu().numpy(), self.model.max_text_tokens
+        return rows.cpu().numpy()
 
 
 def _check_model(model: TaskModel, ensemble: PromptEnsemble) -> None:

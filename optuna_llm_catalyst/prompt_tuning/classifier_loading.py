@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 import inspect
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import optuna
@@ -18,8 +21,10 @@ from optuna_llm_catalyst.prompt_tuning import classifier_files
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.classifier_files import ClassifierFacts
 from optuna_llm_catalyst.prompt_tuning.classifier_files import ClassifierState
+from optuna_llm_catalyst.prompt_tuning.data.images import write_blank_image
 from optuna_llm_catalyst.prompt_tuning.ensemble import load_prompt_ensemble
 from optuna_llm_catalyst.prompt_tuning.ensemble import member_trials
+from optuna_llm_catalyst.prompt_tuning.models import reads_images
 from optuna_llm_catalyst.prompt_tuning.models import TASK_MODELS
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.pretrained import load_pretrained
@@ -149,8 +154,22 @@ def _task_model(
 
 def _check_shapes(classifier: PromptClassifier, name: str) -> None:
     """Predicts once: tensors of a file may have the shapes of another model."""
-    text = ("a", "a") if classifier.reads_pairs else "a"
-    with checkpoints.explained(f"{name}: it does not fit {classifier.model.name!r}"):
-        found = classifier.predict_proba([text])
+    with (
+        checkpoints.explained(f"{name}: it does not fit {classifier.model.name!r}"),
+        _any_input(classifier) as given,
+    ):
+        found = classifier.predict_proba([given])
         if found.shape != (1, len(classifier.classes_)) or not (found >= 0).all():
             raise ValueError("its probabilities are none")
+
+
+@contextmanager
+def _any_input(classifier: PromptClassifier) -> Iterator[object]:
+    """Something that a classifier reads."""
+    if not reads_images(classifier.model):
+        yield ("a", "a") if classifier.reads_pairs else "a"
+        return
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "blank.png"
+        write_blank_image(path)
+        yield path

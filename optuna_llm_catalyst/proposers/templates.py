@@ -7,6 +7,7 @@ need little of a description: what it calls a text and the labels, and a noun or
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,18 @@ _OF_TEXT = (
     "here is a {text} and it is",
     "the {text} that you read is",
 )
+_OF_IMAGE = (
+    "a photo of a",
+    "the {text} of the",
+    "this {text} shows a",
+    "a good {text} of the",
+    "what you see in this {text} is a",
+    "a close-up {text} of a",
+    "the main thing in the {text} is the",
+    "look at the {text} it is a",
+    "here is one {text} of the",
+    "the {aspect} in this {text} is",
+)
 _OF_QUESTION = ("the answer to this {text} is a", "who asks this {text} wants to know the")
 _OF_NOUN = (
     "the {noun} of this {text} is",
@@ -56,6 +69,8 @@ _TEXTS = frozenset(
     "letter message news note paper paragraph passage post question query quote report review "
     "sentence song statement story summary ticket title tweet utterance".split()
 )
+#: What they call an image, where there is no text.
+_IMAGES = frozenset("drawing image painting photo photograph picture scan sketch".split())
 #: What they call the labels.
 _ASPECTS = frozenset(
     "attitude category class emotion feeling genre intent intention kind language mood opinion "
@@ -85,7 +100,7 @@ class TaskWords:
     """What a description calls things.
 
     Attributes:
-        texts: A text, such as "question" or "film review"; "text" if it does not say.
+        texts: A text, such as "question" or "film review", or an image; "text" if it does not say.
         aspect: What the labels are of it, such as "topic".
         nouns: Others, such as "answer".
         pairs: Labels and others of them, where the description does not say what a text is.
@@ -114,6 +129,9 @@ def fill(space: PromptSpace, description: str, labels: Sequence[str]) -> tuple[R
 def filled(words: TaskWords) -> list[str]:
     """The templates with the words of a task, distinct."""
     found: dict[str, None] = {}
+    if words.texts[0].endswith(tuple(_IMAGES)):
+        pairs = [(template, text) for template in _OF_IMAGE for text in words.texts]
+        return list(dict.fromkeys(t.format(text=text, aspect=words.aspect) for t, text in pairs))
     for template in (*_OF_TEXT, *_OF_QUESTION):
         for text in words.texts:
             if template in _OF_TEXT or text.endswith("question"):
@@ -131,7 +149,11 @@ def read(description: str, labels: Sequence[str]) -> TaskWords:
     """The words of a description that templates need."""
     plain = description.casefold().replace("e-mail", "email")
     phrases = [part.split() for part in re.split(r"[^\w\s]|[\d_]", plain)]
-    texts = dict.fromkeys(text for phrase in phrases for text in _texts(phrase))
+    of_texts, of_images = (
+        dict.fromkeys(text for phrase in phrases for text in _named(phrase, kinds))
+        for kinds in (_TEXTS, _IMAGES)
+    )
+    texts = of_texts or of_images
     aspects = [aspect for phrase in phrases for aspect in _aspects(phrase)]
     nouns = dict.fromkeys(noun for phrase in phrases for noun in _nouns(phrase))
     names = [one_line(label.replace("_", " ")) for label in labels]
@@ -145,11 +167,11 @@ def read(description: str, labels: Sequence[str]) -> TaskWords:
     )
 
 
-def _texts(phrase: Sequence[str]) -> Iterator[str]:
-    """What a phrase calls texts, each with the word before it if that belongs to it."""
+def _named(phrase: Sequence[str], kinds: Collection[str]) -> Iterator[str]:
+    """What of some kinds a phrase names, each with the word before it if that belongs to it."""
     for i, word in enumerate(phrase):
         kind = _singular(word)
-        if kind not in _TEXTS:
+        if kind not in kinds:
             continue
         # "News" has no singular: "a news article".
         name = "news article" if kind == "news" else kind

@@ -51,6 +51,13 @@ PAIR = (("World", "Sports"), ("Sports", "World"))
         ("Is this e-mail spam?", ("spam", "ham"), (("email",), "label")),
         ("Intents of banking queries", TOPICS, (("banking query",), "intent")),
         ("Classify texts (ag_news).", TOPICS, (("news article",), "label")),
+        (
+            "Sort satellite images by the kind of land.",
+            TOPICS,
+            (("satellite image",), "kind of land", ("land",)),
+        ),
+        # A text about images is a text.
+        ("Sort reviews of photo printers.", TOPICS, (("review",), "label", ("printer",))),
         ("Classify texts (trec).", TOPICS, (("text",), "label", (), PAIR)),
         ("Which of the stories?", TOPICS, (("story",), "label")),
         ("", TOPICS, (("text",), "label", (), PAIR)),
@@ -80,6 +87,13 @@ def test_templates_are_filled_with_the_words_of_the_task() -> None:
     plain = filled(TaskWords(("message",), "label", ()))
     assert "this message is about" in plain
     assert not any("answer to" in text for text in plain)
+
+
+def test_images_have_templates_of_their_own() -> None:
+    texts = filled(read("Sort satellite images by the kind of land.", TOPICS))
+    assert {"a photo of a", "this satellite image shows a"} <= {*texts}
+    assert not any("about" in text or "reader" in text for text in texts)
+    assert len(set(texts)) == len(texts)
 
 
 def test_labels_say_what_a_task_is_whose_description_does_not() -> None:

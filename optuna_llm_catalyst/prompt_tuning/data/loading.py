@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from dataclasses import replace
 import os
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from optuna_llm_catalyst.prompt_tuning.data.files import read_text
 from optuna_llm_catalyst.prompt_tuning.data.files import SUFFIXES
 from optuna_llm_catalyst.prompt_tuning.data.hub import load_hub
 from optuna_llm_catalyst.prompt_tuning.data.hub import PREFIX
+from optuna_llm_catalyst.prompt_tuning.data.images import holds_labels
+from optuna_llm_catalyst.prompt_tuning.data.images import ImageFolders
+from optuna_llm_catalyst.prompt_tuning.data.images import read_folders
 from optuna_llm_catalyst.prompt_tuning.data.memory import tables_of
 from optuna_llm_catalyst.prompt_tuning.data.tables import NamedColumns
 from optuna_llm_catalyst.prompt_tuning.data.tables import Table
@@ -57,6 +61,10 @@ def load_task(
       The names of labels may be in ``card.json``: ``{"labels": [...], "task": ...,
       "description": ...}``; a row's label is a name or an index into them. Otherwise labels are
       those of ``train``, in their order. A row without a text is an error.
+    - **A folder of images** has a folder ``train`` with a folder of images for each label,
+      ``train/cat/1.png``, and if there are such ``validation`` and ``test``. If it has folders of
+      labels itself, ``cat/1.png``, it is split as a file is. The text of an example is the path
+      of its image, for :class:`CLIPClassifier`.
     - ``hf:NAME``, ``hf:NAME:CONFIG``, ``hf:NAME@REVISION`` are **data sets of the Hugging Face
       hub**, read by the library ``datasets``. Without a validation split it is drawn; one split
       alone is split in three; a test split without labels is left out.
@@ -73,19 +81,21 @@ def load_task(
     Raises:
         DataError: Names the file, the line, what is wrong and what to do.
     """
-    name = str(source)
+    name, named = str(source), NamedColumns(text, label, text_pair)
     if name.startswith(PREFIX):
         called, splits = load_hub(name)
-        tables, card, strict = tables_of(splits, name), Card(called), False
-    elif os.path.isfile(source) and name != _DEMO:
+        return make_task(tables_of(splits, name), named, Card(called), seed=seed, strict=False)
+    if os.path.isfile(source) and name != _DEMO:
         path = Path(source)
-        tables, card, strict = {"train": read_table(path)}, Card(path.stem), False
-    else:
-        folder = _folder(name)
-        card = _read_card(folder)
-        tables, strict = _read_splits(folder), True
-    named = NamedColumns(text, label, text_pair)
-    return make_task(tables, named, card, seed=seed, strict=strict)
+        return make_task(
+            {"train": read_table(path)}, named, Card(path.stem), seed=seed, strict=False
+        )
+    folder = _folder(name)
+    card, found = _read_card(folder), _read_splits(folder)
+    if not isinstance(found, ImageFolders):
+        return make_task(found, named, card, seed=seed, strict=True)
+    task = make_task(found.tables, named, card, seed=seed, strict=found.has_splits)
+    return replace(task, notes=(*found.notes, *task.notes), of_images=True)
 
 
 def _folder(name: str) -> Path:
@@ -109,16 +119,22 @@ def _read_card(folder: Path) -> Card:
     return Card(found.task or folder.name, found.description or "", found.labels, str(path))
 
 
-def _read_splits(folder: Path) -> dict[str, Table]:
+def _read_splits(folder: Path) -> dict[str, Table] | ImageFolders:
     try:
-        files = [Path(name) for name in sorted(os.listdir(folder))]
+        paths = [Path(name) for name in sorted(os.listdir(folder))]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}.") from error
-    named = {str(file): file.stem for file in files if file.suffix.lower() in SUFFIXES}
-    picked = pick_splits(named, str(folder))
-    if "train" not in picked:
-        raise DataError(
-            f"{folder / 'train.jsonl'}: missing; a task needs it, or another file train of the "
-            f"kinds {', '.join(SUFFIXES)}."
-        )
-    return {split: read_table(folder / name) for split, name in picked.items()}
+    files = {str(file): file.stem for file in paths if file.suffix.lower() in SUFFIXES}
+    picked = pick_splits(files, str(folder))
+    if "train" in picked:
+        return {split: read_table(folder / name) for split, name in picked.items()}
+    folders = {str(path): path.name for path in paths if (folder / path).is_dir()}
+    picked = pick_splits(folders, str(folder))
+    if "train" in picked:
+        return read_folders({split: folder / name for split, name in picked.items()})
+    if not picked and holds_labels(folder):
+        return read_folders({"train": folder}, has_splits=False)
+    raise DataError(
+        f"{folder / 'train.jsonl'}: missing; a task needs it, or another file train of the kinds "
+        f"{', '.join(SUFFIXES)}, or a folder train with a folder of images for each label."
+    )

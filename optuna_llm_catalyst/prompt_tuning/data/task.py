@@ -16,7 +16,10 @@ _MAX_LISTED = 20
 
 @dataclass(frozen=True)
 class Example:
-    """A text, or a pair of texts, and the index of its label."""
+    """A text, or a pair of texts, and the index of its label.
+
+    For models that read images, the text is the path of one.
+    """
 
     text: str
     label: int
@@ -39,6 +42,7 @@ class Task:
         description: What the task is, in a sentence; may be empty.
         drawn: Which of the splits were drawn from the training examples, and not given.
         notes: What was guessed, dropped or found odd in the data, in sentences.
+        of_images: Whether the texts of the examples are paths of images.
 
     Raises:
         DataError: If a label has no name, two labels have the same, there is no training
@@ -54,6 +58,7 @@ class Task:
     description: str = ""
     drawn: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    of_images: bool = False
 
     def __post_init__(self) -> None:
         for name in ("labels", *SPLITS):

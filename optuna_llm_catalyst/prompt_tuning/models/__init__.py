@@ -4,11 +4,13 @@ from optuna_llm_catalyst.prompt_tuning.models.base import evaluate
 from optuna_llm_catalyst.prompt_tuning.models.base import HasHead
 from optuna_llm_catalyst.prompt_tuning.models.base import losses
 from optuna_llm_catalyst.prompt_tuning.models.base import Metrics
+from optuna_llm_catalyst.prompt_tuning.models.base import reads_images
 from optuna_llm_catalyst.prompt_tuning.models.base import SOFT
 from optuna_llm_catalyst.prompt_tuning.models.base import TaskModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import BlackBoxModel
 from optuna_llm_catalyst.prompt_tuning.models.black_box import over_http
 from optuna_llm_catalyst.prompt_tuning.models.causal_lm import CausalLMClassifier
+from optuna_llm_catalyst.prompt_tuning.models.clip import CLIPClassifier
 from optuna_llm_catalyst.prompt_tuning.models.dual_encoder import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning.models.masked_lm import MaskedLMClassifier
 from optuna_llm_catalyst.prompt_tuning.models.meter import Passes
@@ -19,12 +21,19 @@ from optuna_llm_catalyst.prompt_tuning.models.sequence_classifier import Sequenc
 TASK_MODELS: dict[
     str,
     type[CausalLMClassifier]
+    | type[CLIPClassifier]
     | type[DualEncoderClassifier]
     | type[MaskedLMClassifier]
     | type[SequenceClassifier],
 ] = {
     kind.__name__: kind
-    for kind in (CausalLMClassifier, DualEncoderClassifier, MaskedLMClassifier, SequenceClassifier)
+    for kind in (
+        CausalLMClassifier,
+        CLIPClassifier,
+        DualEncoderClassifier,
+        MaskedLMClassifier,
+        SequenceClassifier,
+    )
 }
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "TASK_MODELS",
     "BlackBoxModel",
     "CausalLMClassifier",
+    "CLIPClassifier",
     "DualEncoderClassifier",
     "HasHead",
     "MaskedLMClassifier",
@@ -42,4 +52,5 @@ __all__ = [
     "evaluate",
     "losses",
     "over_http",
+    "reads_images",
 ]

@@ -108,6 +108,11 @@ class HasHead(Protocol):
         """The prompts with heads that are fitted to the frozen encoder under them."""
 
 
+def reads_images(model: object) -> bool:
+    """Whether a model reads images: their paths are the texts of its examples."""
+    return bool(getattr(model, "reads_images", False))
+
+
 def losses(log_probs: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy of each prompt: (P, B, C) and (B,) to (P,), in nats."""
     n_prompts = log_probs.shape[0]

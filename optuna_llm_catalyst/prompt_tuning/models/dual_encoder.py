@@ -20,7 +20,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from optuna_llm_catalyst.prompt_tuning.data import Example
-from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
+from optuna_llm_catalyst.prompt_tuning.models.label_names import LabelNamesEncoder
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
@@ -29,10 +29,9 @@ from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
 _MAX_TEXTS = 128
-_MAX_CLASSES = 256
 
 
-class DualEncoderClassifier(PromptedEncoder):
+class DualEncoderClassifier(LabelNamesEncoder):
     """Classifies by the class name nearest to the text.
 
     Args:
@@ -52,8 +51,6 @@ class DualEncoderClassifier(PromptedEncoder):
         ValueError: If the encoder cannot read a prompt, or a class name leaves no room for one.
     """
 
-    #: A training batch costs ``C`` sequences whatever its size.
-    batch_size = 4096
     mechanism = (
         "Each label is read as `<prompt> <label>`, and a text gets the label whose reading is "
         "nearest to it."
@@ -68,10 +65,9 @@ class DualEncoderClassifier(PromptedEncoder):
         max_length: int | None = None,
         max_virtual_tokens: int = 64,
     ) -> None:
-        super().__init__(pretrained)
+        super().__init__(pretrained, labels)
         if not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        self.labels = tuple(labels)
         self.settings = {
             "temperature": temperature,
             "max_length": max_length,
@@ -80,11 +76,8 @@ class DualEncoderClassifier(PromptedEncoder):
         self._temperature = temperature
         self._max_length = max_length
         self._n_reserved = min(max_virtual_tokens, self._n_positions // 2)
-        self._classes = self._encode_classes()
         self.placement = self._placed(
-            ("labels", "texts"),
-            self._n_positions - max(self._classes.lengths),
-            {"texts": self._n_reserved},
+            ("labels", "texts"), self._label_room, {"texts": self._n_reserved}
         )
 
     @property
@@ -116,23 +109,9 @@ class DualEncoderClassifier(PromptedEncoder):
         fields = {**tokens.fields, "features": field} if under is None else {"features": field}
         return Split(tokens.examples, tokens.labels, fields, tokens.lengths)
 
-    def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
-        texts = self._text_features(prompt, batch)  # (P or 1, B, d)
-        cosines = texts @ self.class_features(prompt).mT  # (P, B, C)
-        return F.log_softmax(cosines * self.scale, dim=-1)
-
-    def class_features(self, prompt: Prompt | None) -> Tensor:
-        """Unit features of the labels' names under prompts, or of the names alone: (P, C, d)."""
-        features = self._features(self._classes, prompt, "labels", max_sequences=_MAX_CLASSES)
-        return F.normalize(features, dim=-1)
-
-    def text_features(self, split: Split) -> Tensor:
-        """Unit features of a split's texts, of shape ``(n, d)``."""
-        return split.rows("features")
-
-    def _text_features(self, prompt: Prompt, batch: Split) -> Tensor:
+    def _example_features(self, prompt: Prompt, batch: Split) -> Tensor:
         if not prompt.layers("texts", batch):
-            return batch.rows("features").unsqueeze(0)
+            return super()._example_features(prompt, batch)
         if "input_ids" not in batch.fields:
             raise ValueError(
                 "These texts were encoded under a prompt that no longer changes, so another one "
@@ -142,26 +121,7 @@ class DualEncoderClassifier(PromptedEncoder):
         return F.normalize(features, dim=-1)
 
     def _sequences(self, side: Side, batch: Split) -> Split:
-        return super()._sequences(side, self._classes if side == "labels" else _tokens(batch))
-
-    def _encode_classes(self) -> Split:
-        """The class names as tokens, whole: a name that is cut could be another's."""
-        names = [Example(label.replace("_", " "), i) for i, label in enumerate(self.labels)]
-        classes = self._tokenize(names, max_length=None)
-        longest = max(range(len(names)), key=classes.lengths.__getitem__)
-        if classes.lengths[longest] >= self._n_positions:
-            raise ValueError(
-                f"The label {self.labels[longest][:60]!r} fills all of the encoder's "
-                f"{self._n_positions} positions and leaves none for a prompt: give it a "
-                "shorter name."
-            )
-        read: dict[tuple[int, ...], str] = {}
-        for label, row in zip(self.labels, classes.rows("input_ids").tolist(), strict=True):
-            if (other := read.setdefault(tuple(row), label)) != label:
-                raise ValueError(
-                    f"The labels {other!r} and {label!r} are read as the same tokens: rename one."
-                )
-        return classes
+        return super()._sequences(side, _tokens(batch))
 
 
 def _tokens(batch: Split) -> Split:

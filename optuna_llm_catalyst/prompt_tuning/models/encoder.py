@@ -48,12 +48,19 @@ class PromptedEncoder:
 
     is_differentiable = True
     placement: Placement
+    #: Whether the text of an example is the path of an image.
+    reads_images = False
     #: What of the pretrained model is needed besides its encoder.
     head: Head = "none"
     #: Fields of a split that the encoder does not read.
     _unread: frozenset[str] = frozenset()
 
     def __init__(self, pretrained: Pretrained) -> None:
+        if pretrained.image_tower is not None and not self.reads_images:
+            raise ValueError(
+                f"{pretrained.name} comes with an image tower, which {type(self).__name__} does "
+                "not read: take CLIPClassifier."
+            )
         self.name = pretrained.name
         self.revision = pretrained.revision
         # Task models on one encoder take prompts in different places.

@@ -44,15 +44,19 @@ def check_embeds(encoder: nn.Module, tokenizer: Any) -> None:
             by_id = encoder(input_ids=ids, **rest).last_hidden_state
             embedded = embed_tokens(encoder, ids)
             by_embedding = encoder(inputs_embeds=embedded, **rest).last_hidden_state
-        if by_id.shape[:2] != ids.shape:
+        # SigLIP's text tower fills all of its positions.
+        if len(by_id) != len(ids) or by_id.shape[1] < ids.shape[1]:
             raise ValueError("it gives no hidden state for each token")
         scale = by_id.abs().max().item()
         if not torch.allclose(by_id, by_embedding, rtol=1e-3, atol=1e-3 * scale):
             raise ValueError("it does more with token ids than embed them")
     # An encoder may be anybody's, and raises what it likes.
     except Exception as error:
-        has_decoder = getattr(getattr(encoder, "config", None), "is_encoder_decoder", False)
-        hint = "; take its encoder: `model.get_encoder()`" if has_decoder else ""
+        hint = ""
+        if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
+            hint = "; take its encoder: `model.get_encoder()`"
+        if hasattr(encoder, "get_image_features"):
+            hint = "; for images take CLIPClassifier (--model-type clip)"
         raise ValueError(
             f"{type(encoder).__name__} cannot take a soft prompt, because embeddings cannot "
             f"replace its token ids ({first_line(error)}){hint}."
