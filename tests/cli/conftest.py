@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from dataclasses import dataclass
+from functools import partial
 import json
 from pathlib import Path
 import shutil
@@ -13,6 +14,9 @@ import optuna
 import pytest
 
 from optuna_llm_catalyst.cli.app import run
+from optuna_llm_catalyst.prompt_tuning import baselines
+from optuna_llm_catalyst.prompt_tuning import fitted
+from optuna_llm_catalyst.prompt_tuning.linear_fit import fit_readout
 from tests.prompt_tuning.tiny import LABELS
 from tests.prompt_tuning.tiny import make_encoder
 from tests.prompt_tuning.tiny import make_task
@@ -83,6 +87,10 @@ def _be_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("OLLAMA_HOST", "http://127.0.0.1:9")
     monkeypatch.setenv("COLUMNS", "160")
+    # 22 fits a readout would take most of a short command's time. They have tests of their own.
+    few = partial(fit_readout, scales=(20.0,), pulls=(1.0, 10.0))
+    for module in (baselines, fitted):
+        monkeypatch.setattr(module, "fit_readout", few)
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *args: object) -> int:
