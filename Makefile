@@ -5,7 +5,9 @@ BIN := .venv/bin
 STAGES ?= 8
 # The tests run in several processes: one thread for each is enough.
 THREADS ?= 1
-PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n logical --maxprocesses 4
+# A process that is done takes over tests of another: without `worksteal` one has all dear ones.
+PYTEST := OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -n logical --maxprocesses 4 \
+	--dist worksteal
 
 .PHONY: demo dashboard test test-plain lint clean
 

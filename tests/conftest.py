@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextlib import ExitStack
 import logging
 from pathlib import Path
+from typing import Any
 
 from hypothesis import settings
 from optuna.storages import BaseStorage
@@ -14,11 +15,19 @@ from optuna.storages import JournalStorage
 from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
 import pytest
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 
 # Examples are timed by the machine's other work as well: no deadline for one of them.
 settings.register_profile("house", deadline=None, max_examples=25)
 settings.load_profile("house")
+
+
+@event.listens_for(Engine, "connect")
+def _do_not_wait_for_the_disk(connection: Any, _: Any) -> None:
+    """A test's file need not survive a power cut: waiting is most of a short trial."""
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 @contextmanager

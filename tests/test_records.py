@@ -305,7 +305,7 @@ TAMPERED = st.dictionaries(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(
     tampered=st.lists(TAMPERED, min_size=4, max_size=4),
     marks=st.dictionaries(st.sampled_from(["asked", "answered"]), JSON),

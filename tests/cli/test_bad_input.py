@@ -33,6 +33,7 @@ from optuna_llm_catalyst.prompt_tuning import checkpoints
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from tests.cli.conftest import Cli
+from tests.cli.conftest import Result
 
 
 STORAGE = "sqlite:///catalyst.db"
@@ -230,20 +231,22 @@ def test_key_in_the_environment(tune: Cli, monkeypatch: pytest.MonkeyPatch) -> N
     assert tune("--stages", 0, "--llm", "mutation").code == 0
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_other_encodings(tune: Cli, encoding: str) -> None:
+def test_other_encodings(tune: Cli) -> None:
     """Row 20."""
-    tune("--stages", 2, "--startup-prompt", "food → tool", "--study-name", "mühle ☃")
-    environment = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "COLUMNS": "100"}
-    result = process(*("show", "--study-name", "mühle ☃"), env={**environment, "PYTHONUTF8": "1"})
+    tune("--stages", 1, "--startup-prompt", "food → tool", "--study-name", "mühle ☃")
+    for encoding in ("ascii", "cp1252"):
+        environment = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "COLUMNS": "100"}
+        result = process(
+            *("show", "--study-name", "mühle ☃"), env={**environment, "PYTHONUTF8": "1"}
+        )
 
-    assert result.returncode == 0, result.stderr
-    assert "food" in result.stdout
+        assert result.returncode == 0, result.stderr
+        assert "food" in result.stdout
 
 
-def test_narrow_terminals(tune: Cli, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tuned")
+def test_narrow_terminals(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 38."""
-    tune("--stages", 2)
     for columns in ("0", "1", "20", "40", "80"):
         monkeypatch.setenv("COLUMNS", columns)
         shown = cli("show").out
@@ -267,9 +270,9 @@ def test_interrupt_while_importing(module: str) -> None:
     assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
 
 
-def test_full_disk_behind_stdout(tune: Cli) -> None:
+@pytest.mark.usefixtures("tuned")
+def test_full_disk_behind_stdout() -> None:
     """Row 39."""
-    tune("--stages", 1)
     with open("/dev/full", "w") as full:
         result = process("show", stdout=full)
         lost = process("show", "--study-name", "x", stderr=full)
@@ -279,9 +282,9 @@ def test_full_disk_behind_stdout(tune: Cli) -> None:
     assert lost.returncode == 2
 
 
-def test_closed_pipe(tune: Cli) -> None:
+@pytest.mark.usefixtures("tuned")
+def test_closed_pipe() -> None:
     """Row 39: as in `show | head -1`."""
-    tune("--stages", 1)
     reader, writer = os.pipe()
     os.close(reader)
     result = process("show", stdout=writer)
@@ -413,9 +416,9 @@ def test_somebody_elses_file_is_no_journal(tune: Cli) -> None:
     assert Path("notes.log").read_text() == "no journal"
 
 
-def test_export_keeps_old_replies(tune: Cli, cli: Cli) -> None:
+@pytest.mark.usefixtures("tuned")
+def test_export_keeps_old_replies(cli: Cli) -> None:
     """Row 9."""
-    tune()
     Path("old.jsonl").write_text("old")
     result = cli("export", "--replies", "old.jsonl")
 
@@ -424,9 +427,9 @@ def test_export_keeps_old_replies(tune: Cli, cli: Cli) -> None:
     assert Path("old.jsonl").read_text() == "old"
 
 
-def test_devices_are_not_replaced(tune: Cli, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("tuned")
+def test_devices_are_not_replaced(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 14: a full disk, and what is no file."""
-    tune("--stages", 1)
     rows = [{"trial": 0, "attempt": 0, "reply": "x", "model": "y"}]
     monkeypatch.setattr(export, "reply_rows", lambda _: iter(rows))
     result = cli("export", "--replies", "/dev/full")
@@ -436,9 +439,9 @@ def test_devices_are_not_replaced(tune: Cli, cli: Cli, monkeypatch: pytest.Monke
     assert not Path("/dev/full").is_file()
 
 
+@pytest.mark.usefixtures("tuned")
 def test_junk_that_was_enqueued(tune: Cli) -> None:
     """Row 12."""
-    tune("--stages", 1)
     study = optuna.load_study(study_name=NAME, storage=STORAGE)
     study.enqueue_trial({f"prompt[{i}]": 10**6 for i in range(3)})
     result = tune("--stages", 1)
@@ -452,7 +455,7 @@ def test_verbs_take_the_urls_of_tune(tune: Cli, cli: Cli) -> None:
     """Row 30."""
     storage = ("--storage", "sqlite:///q.db?timeout=60")
     for run, args in (
-        (tune, ()),
+        (tune, ("--stages", 1)),
         (cli, ("show",)),
         (cli, ("export", "x")),
         (cli, ("meta-prompt",)),
@@ -484,7 +487,7 @@ def test_study_is_deleted_under_a_worker(
 
 @pytest.mark.parametrize("has_room", [True, False])
 def test_full_disk_behind_the_artifacts(
-    tune: Cli, monkeypatch: pytest.MonkeyPatch, has_room: bool
+    tune_and_test: Cli, monkeypatch: pytest.MonkeyPatch, has_room: bool
 ) -> None:
     """The trained prompts are tested from memory, and written elsewhere if they can be."""
 
@@ -495,7 +498,7 @@ def test_full_disk_behind_the_artifacts(
     monkeypatch.setattr(results, "save_product", full)
     if not has_room:
         monkeypatch.setattr(PromptStore, "save_unsaved", full)
-    result = tune("--json")
+    result = tune_and_test("--json")
 
     files = [*Path("llm_catalyst_artifacts").glob("soft_prompts_*/*.safetensors")]
     assert result.code == 0 and result.json["test"]["chosen"]["n_examples"] == 18
@@ -541,7 +544,7 @@ def test_all_stages_failed(tune: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cut_startup_prompt_is_said(tune: Cli) -> None:
-    result = tune("--startup-prompt", "food tool animal bread", "--stages", 1)
+    result = tune("--startup-prompt", "food tool animal bread", "--stages", 0)
     assert "is 1 tokens too long: the stage starts from 'food tool animal'" in result.err
 
 
@@ -582,28 +585,35 @@ ODD = {
 }
 
 
+@pytest.mark.usefixtures("tuned")
 def test_odd_records_are_passed_over(tune: Cli, cli: Cli) -> None:
     """Row 11: a record that cannot be read counts as absent, and is named once."""
-    tune("--stages", 1)
-    prompt = optuna.load_study(study_name=NAME, storage=STORAGE).trials[0].user_attrs["prompt"]
-    for case, chunk in ODD.items():
+    study = optuna.load_study(study_name=NAME, storage=STORAGE)
+    first = study.trials[0]
+    numbers = {case: n for n, case in enumerate(ODD, len(study.trials))}
+    for chunk in ODD.values():
+        study.add_trial(first)
         with closing(sqlite3.connect("catalyst.db")) as connection:
             connection.execute(
-                "UPDATE trial_system_attributes SET value_json = ? "
-                "WHERE key LIKE 'llm_catalyst:%:0'",
+                "UPDATE trial_system_attributes SET value_json = ? WHERE trial_id = "
+                "(SELECT max(trial_id) FROM trials) AND key LIKE 'llm_catalyst:%:0'",
                 (json.dumps(chunk),),
             )
             connection.commit()
-        errors = []
-        for args in (("show", "--trial", 0), ("show", "--trial", 0, "--json"), ("show",)):
-            shown = cli(*args)
-            errors.append(shown.err)
-            assert shown.code == 0 and prompt in shown.out, (case, shown.err)
-        result = tune("--stages", 1, "--n-startup-trials", 1)
-        assert result.code == 0, case
-        for err in (*errors, result.err):
-            assert max(map(err.count, err.splitlines()), default=0) <= 1, (case, err)
-        assert "of trial 0 cannot be read and counts as absent" in errors[0], case
+    for case, number in numbers.items():
+        story = cli("show", "--trial", number)
+        assert f"of trial {number} cannot be read and counts as absent" in story.err, case
+        for shown in (story, cli("show", "--trial", number, "--json")):
+            assert shown.code == 0 and first.user_attrs["prompt"] in shown.out, (case, shown.err)
+            assert _says_each_line_once(shown), (case, shown.err)
+    for result in (cli("show"), tune("--stages", 1, "--n-startup-trials", 1)):
+        assert result.code == 0
+        assert _says_each_line_once(result), result.err
+
+
+def _says_each_line_once(result: Result) -> bool:
+    lines = result.err.splitlines()
+    return len(lines) == len(set(lines))
 
 
 def test_remote_code_is_not_run(tune: Cli, tiny_model: Path, tmp_path: Path) -> None:

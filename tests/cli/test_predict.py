@@ -27,7 +27,6 @@ from optuna_llm_catalyst.prompt_tuning import load_pretrained
 from optuna_llm_catalyst.prompt_tuning import PromptClassifier
 from tests.cli.conftest import Cli
 from tests.cli.test_bad_input import MAIN
-from tests.cli.test_bad_input import process
 from tests.cli.test_bad_input import REPOSITORY
 from tests.prompt_tuning.tiny import LABELS
 from tests.prompt_tuning.tiny import make_examples
@@ -305,7 +304,9 @@ def start(folder: Path, *args: str) -> subprocess.Popen[str]:
     )
 
 
-def test_each_batch_is_written_at_once_and_a_closed_pipe_ends_it(folder: Path) -> None:
+def test_each_batch_is_written_at_once_and_a_closed_pipe_ends_it(
+    folder: Path, classifier: PromptClassifier
+) -> None:
     """As in `yes … | predict | head -2`: the rows come before the input ends."""
     with start(folder, "--batch-size", "2") as command:
         # Rows that do not come would be waited for without end.
@@ -314,19 +315,15 @@ def test_each_batch_is_written_at_once_and_a_closed_pipe_ends_it(folder: Path) -
         assert command.stdin and command.stdout and command.stderr
         command.stdin.write(GOOD * 2)
         command.stdin.flush()
-        assert [json.loads(command.stdout.readline())["label"] for _ in range(2)]
+        assert_predicted(
+            "".join(command.stdout.readline() for _ in range(2)), ["new wolf"] * 2, classifier
+        )
         command.stdout.close()
         command.stdin.write(GOOD * 2)
         command.stdin.close()
         assert command.stderr.read() == ""
         assert command.wait() == 1
         timer.cancel()
-
-
-def test_a_fresh_process_predicts_the_same(folder: Path, classifier: PromptClassifier) -> None:
-    result = process("predict", folder, input=json_lines(*TEXTS))
-    assert result.returncode == 0, result.stderr
-    assert_predicted(result.stdout, TEXTS, classifier)
 
 
 # From tune to predict.

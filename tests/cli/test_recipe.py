@@ -56,8 +56,8 @@ def test_defaults_are_the_librarys() -> None:
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro-f1"])
-def test_a_metric_is_optimised_and_shown(tune: Cli, cli: Cli, metric: str) -> None:
-    result = tune("--stages", 3, "--metric", metric)
+def test_a_metric_is_optimised_and_shown(tune_and_test: Cli, cli: Cli, metric: str) -> None:
+    result = tune_and_test("--stages", 3, "--metric", metric)
 
     study = _load()
     assert study.direction == optuna.study.StudyDirection.MAXIMIZE
@@ -76,7 +76,7 @@ def test_a_metric_is_optimised_and_shown(tune: Cli, cli: Cli, metric: str) -> No
     assert [stage["value"] for stage in document["stages"]] == [t.value for t in study.trials]
     values = [(-t.value, t.user_attrs["loss"]) for t in study.trials]
     assert document["chosen"] == values.index(min(values))
-    again = tune("--stages", 0, "--metric", metric, "--json").json
+    again = tune_and_test("--stages", 0, "--metric", metric, "--json").json
     assert (again["metric"], again["chosen"]) == (metric, document["chosen"])
     assert {"value", "loss", "accuracy", "n_examples"} == again["test"]["chosen"].keys()
 
@@ -112,12 +112,12 @@ REFUSED = {
 def test_resuming_with_another_metric_is_refused(
     tune: Cli, made: str, resumed: str, message: str
 ) -> None:
-    tune("--stages", 1, "--metric", made)
+    tune("--stages", 0, "--metric", made)
     result = tune("--metric", resumed)
 
     assert result.code == 2
     assert message in result.err and "Traceback" not in result.err
-    assert len(_load().trials) == 1
+    assert not _load().trials
 
 
 # How stages are trained.

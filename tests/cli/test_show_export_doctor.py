@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+import shutil
 
 import optuna
 import pytest
@@ -12,11 +13,21 @@ from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning.checkpoints import folder_store
 from optuna_llm_catalyst.prompt_tuning.checkpoints import read
 from tests.cli.conftest import Cli
+from tests.cli.conftest import tune_in
+
+
+@pytest.fixture(scope="module")
+def made(tested_data: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where `tune` was run, to be copied."""
+    folder = tmp_path_factory.mktemp("made")
+    tune_in(folder, tested_data, tiny_model, "--stages", 4, "--n-startup-trials", 3)
+    return folder
 
 
 @pytest.fixture
-def study(tune: Cli) -> optuna.Study:
-    tune("--stages", 4, "--n-startup-trials", 3)
+def study(cli: Cli, made: Path) -> optuna.Study:
+    del cli  # Goes to an empty folder.
+    shutil.copytree(made, Path.cwd(), dirs_exist_ok=True)
     return optuna.load_study(study_name="prompt-tuning", storage="sqlite:///catalyst.db")
 
 

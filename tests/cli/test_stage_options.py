@@ -182,7 +182,7 @@ def test_what_cannot_be_is_one_line(tune: Cli, name: str) -> None:
 
 
 def test_a_study_keeps_its_kind_of_prompt(tune: Cli) -> None:
-    tune("--stages", 1)
+    tune("--stages", 0)
     result = tune("--stages", 1, "--prompt-kind", "deep")
     assert result.code == 2
     assert "was made with --prompt-kind 'soft', this command has 'deep'" in result.err

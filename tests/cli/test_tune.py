@@ -34,8 +34,8 @@ def _load(storage: str = STORAGE) -> optuna.Study:
     return optuna.load_study(study_name=NAME, storage=storage)
 
 
-def test_report(tune: Cli) -> None:
-    result = tune()
+def test_report(tune_and_test: Cli) -> None:
+    result = tune_and_test()
 
     study = _load()
     assert result.code == 0
@@ -50,8 +50,8 @@ def test_report(tune: Cli) -> None:
     assert "Resuming" not in result.err
 
 
-def test_json_agrees_with_the_study(tune: Cli) -> None:
-    document = tune("--json").json
+def test_json_agrees_with_the_study(tune_and_test: Cli) -> None:
+    document = tune_and_test("--json").json
 
     study = _load()
     assert [stage["loss"] for stage in document["stages"]] == [t.value for t in study.trials]
@@ -61,8 +61,8 @@ def test_json_agrees_with_the_study(tune: Cli) -> None:
     assert document["resumed"] is False
 
 
+@pytest.mark.usefixtures("tuned")
 def test_second_run_resumes(tune: Cli) -> None:
-    tune()
     result = tune("--json")
 
     assert f"Resuming study '{NAME}' with 2 finished stages." in result.err
@@ -72,9 +72,9 @@ def test_second_run_resumes(tune: Cli) -> None:
 
 @pytest.mark.parametrize("storage", ["sqlite:///parts.db", "parts.log"])
 def test_two_runs_equal_one(tune: Cli, storage: str) -> None:
-    first = ("--n-startup-trials", 3)
-    tune("--stages", 5, "--storage", "sqlite:///whole.db", *first)
-    tune("--stages", 4, "--storage", storage, *first)
+    first = ("--n-startup-trials", 2)
+    tune("--stages", 4, "--storage", "sqlite:///whole.db", *first)
+    tune("--stages", 3, "--storage", storage, *first)
     tune("--stages", 1, "--storage", storage, *first)
 
     whole = _load("sqlite:///whole.db").trials
@@ -115,7 +115,7 @@ def test_without_a_template_stages_start_from_random_words(tune: Cli, option: An
     ("screen", "is_scored"), [("own", True), ("ensemble", True), ("none", False)]
 )
 def test_candidates_are_screened_as_asked(tune: Cli, screen: str, is_scored: bool) -> None:
-    tune("--stages", 3, "--n-startup-trials", 1, "--screen", screen)
+    tune("--n-startup-trials", 1, "--screen", screen)
     for trial in _load().trials[1:]:
         record = records.load(trial, "proposal", dict[str, Any]) or {}
         scores = [row["score"] for row in record["candidates"]]
@@ -131,8 +131,8 @@ def test_refining_the_best(tune: Cli) -> None:
     assert refined["loss"] <= refined["loss_before"]
 
 
-def test_sequence_classifier(tune: Cli) -> None:
-    document = tune("--model-type", "sequence-classifier", "--json").json
+def test_sequence_classifier(tune_and_test: Cli) -> None:
+    document = tune_and_test("--model-type", "sequence-classifier", "--json").json
 
     assert document["test"]["chosen"]["accuracy"] is not None
 
@@ -259,8 +259,8 @@ RESUMED_WITH = {
 
 
 @pytest.mark.parametrize(("args", "message"), RESUMED_WITH.values(), ids=RESUMED_WITH.keys())
+@pytest.mark.usefixtures("tuned")
 def test_incomparable_resume_is_refused(tune: Cli, args: list[object], message: str) -> None:
-    tune()
     result = tune(*args)
 
     assert result.code == 2
@@ -270,7 +270,7 @@ def test_incomparable_resume_is_refused(tune: Cli, args: list[object], message: 
 
 def test_another_prompt_position_is_refused(tune: Cli) -> None:
     classifier = ("--model-type", "sequence-classifier")
-    tune(*classifier, "--prompt-position", "front")
+    tune(*classifier, "--prompt-position", "front", "--stages", 0)
     result = tune(*classifier)
 
     assert result.code == 2
@@ -286,8 +286,8 @@ def test_other_directions_are_refused(tune: Cli, directions: list[str]) -> None:
     assert "does not minimize one value" in result.err
 
 
+@pytest.mark.usefixtures("tuned")
 def test_nan_is_null_in_json(tune: Cli) -> None:
-    tune()
     result = tune("--stages", 1, "--lr", 1e30, "--json")
 
     # A stage keeps the best it saw: only a start that is no number fails.
@@ -295,19 +295,19 @@ def test_nan_is_null_in_json(tune: Cli) -> None:
     assert "NaN" not in result.out
 
 
-def test_escape_sequences_are_not_printed(tune: Cli, cli: Cli) -> None:
-    tune("--stages", 1)
+@pytest.mark.usefixtures("tuned")
+def test_escape_sequences_are_not_printed(cli: Cli) -> None:
     study = _load()
     trial = study.ask()
     trial.set_user_attr("prompt", "\x1b[31mred")
     trial.set_user_attr("origin", "enqueued")
     study.tell(trial, 0.5)
-    for command in (["show"], ["show", "--trial", 1]):
+    for command in (["show"], ["show", "--trial", trial.number]):
         assert "\x1b" not in cli(*command).out
 
 
-def test_other_tokenizer_is_refused(cli: Cli, tune: Cli, data: Path) -> None:
-    tune()
+@pytest.mark.usefixtures("tuned")
+def test_other_tokenizer_is_refused(cli: Cli, data: Path) -> None:
     result = cli("tune", data, "--num-virtual-tokens", 3, "--steps", 1)
 
     assert result.code == 2
@@ -321,7 +321,9 @@ def _second_stage(data: Path, model: Path, folder: Path) -> Iterator[subprocess.
         [
             *(sys.executable, "-c", "from optuna_llm_catalyst.cli import main; main()"),
             *("tune", str(data), "--model", str(model), "--num-virtual-tokens", "3"),
-            *("--stages", "5", "--steps", "400", "--eval-every", "2", "--storage", STORAGE),
+            # The first stage trains a text prompt, in few steps.
+            *("--stages", "3", "--text-steps", "4", "--steps", "400", "--eval-every", "2"),
+            *("--storage", STORAGE),
         ],
         cwd=folder,
         env={**os.environ, "OLLAMA_HOST": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1"},

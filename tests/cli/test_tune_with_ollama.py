@@ -237,7 +237,7 @@ def test_doctor_warns_of_a_short_context(
 REPLAYED = ("chosen", "first", "stages", "test")
 
 
-def test_replayed_study_is_the_same(tune: Cli, cli: Cli, server: OllamaServer) -> None:
+def test_replayed_study_is_the_same(tune_and_test: Cli, cli: Cli, server: OllamaServer) -> None:
     """With a reply that is of no use, one that breaks off, and a server that fails."""
     broken_off = {"message": {"role": "assistant", "content": '{"prom'}, "done": False}
     faults: dict[int, Any] = {
@@ -252,13 +252,13 @@ def test_replayed_study_is_the_same(tune: Cli, cli: Cli, server: OllamaServer) -
         return faults.get(n, json.dumps({"prompts": [words, "wolf bread saw drill bear"]}))
 
     server.replies = reply
-    original = tune("--stages", 9, "--study-name", "original", *FIRST, "--json").json
+    original = tune_and_test("--stages", 9, "--study-name", "original", *FIRST, "--json").json
     n_asked = len(server.chats)
     exported = cli("export", "--study-name", "original", "--replies", "replies.jsonl", "--json")
     assert exported.json == {"replies": "replies.jsonl", "n_replies": n_asked}
 
     llm = ("--llm", "replay:replies.jsonl", *FIRST)
-    replayed = tune("--stages", 9, "--study-name", "replayed", *llm, "--json").json
+    replayed = tune_and_test("--stages", 9, "--study-name", "replayed", *llm, "--json").json
     assert len(server.chats) == n_asked
     assert {key: replayed[key] for key in REPLAYED} == {key: original[key] for key in REPLAYED}
     one, two = (
@@ -309,7 +309,7 @@ def test_examples_are_shared_only_if_allowed(
 ) -> None:
     option = ("--share-examples",) if shares else ()
     sections = ("--sections", "examples,mistakes,ranked_prompts")
-    result = tune("--stages", 4, *sections, *option)
+    result = tune("--stages", 2, *sections, *option)
     texts = {
         json.loads(line)["text"]
         for split in ("train", "validation")

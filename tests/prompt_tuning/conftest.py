@@ -37,10 +37,7 @@ def sqlite(tmp_path: Path) -> Iterator[Callable[[], RDBStorage]]:
     opened: list[RDBStorage] = []
 
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        # The file need not survive a power cut: waiting for the disk is most of a short trial.
-        connection.execute("PRAGMA synchronous = OFF")
-        return connection
+        return sqlite3.connect(path, timeout=60, check_same_thread=False)
 
     def open_storage() -> RDBStorage:
         opened.append(RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect}))

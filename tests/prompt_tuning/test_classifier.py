@@ -469,10 +469,11 @@ PREDICT = """
 import sys
 import numpy as np
 from optuna_llm_catalyst.prompt_tuning import load_classifier
-folder, texts, found = sys.argv[1:]
-classifier = load_classifier(folder)
-texts = np.load(texts)
-np.savez(found, proba=classifier.predict_proba(texts), labels=classifier.predict(texts))
+for folder in sys.argv[1:]:
+    classifier = load_classifier(folder)
+    texts = np.load(f"{folder}/texts.npy")
+    proba, labels = classifier.predict_proba(texts), classifier.predict(texts)
+    np.savez(f"{folder}/found.npz", proba=proba, labels=labels)
 """
 
 
@@ -498,23 +499,6 @@ def ensemble_accuracy(objective: PromptTuningObjective, classifier: PromptClassi
 
     found = log_probs(classifier.model, classifier.ensemble.groups, split_of).argmax(-1)
     return float((found == split_of(None).labels).double().mean())
-
-
-def test_a_fresh_process_predicts_what_the_study_tested(
-    all_tuned: dict[str, Tuned], tmp_path: Path
-) -> None:
-    tuned = all_tuned["prompted"]
-    fitted = tuned.objective.classifier(tuned.study)
-    folder = folder_of(fitted, tmp_path)
-    test = tuned.objective.task.test
-    np.save(tmp_path / "texts.npy", np.array([example.text for example in test]))
-    in_a_fresh_process(PREDICT, folder, tmp_path / "texts.npy", tmp_path / "found.npz")
-    found = np.load(tmp_path / "found.npz")
-    labels = [LABELS[example.label] for example in test]
-    expected = ensemble_accuracy(tuned.objective, fitted)
-    assert float(np.mean(found["labels"] == np.array(labels))) == expected
-    texts = [example.text for example in test]
-    np.testing.assert_allclose(found["proba"], fitted.predict_proba(texts), atol=1e-6)
 
 
 def test_an_export_replaces_what_it_wrote_before_and_nothing_else(
@@ -655,18 +639,26 @@ def demo(minilm: Pretrained, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
     return Tuned(study, objective, store, objective.classifier(study))  # Fitted.
 
 
-def test_minilm_predicts_the_same_elsewhere(demo: Tuned, tmp_path: Path) -> None:
-    folder = folder_of(demo.classifier, tmp_path)
-    test = demo.objective.task.test
-    np.save(tmp_path / "texts.npy", np.array([example.text for example in test]))
-    environment = {"HF_HUB_CACHE": str(tmp_path / "hub")}
-    in_a_fresh_process(
-        PREDICT, folder, tmp_path / "texts.npy", tmp_path / "found.npz", env=environment
-    )
-    found = np.load(tmp_path / "found.npz")
-    labels = [demo.objective.task.labels[example.label] for example in test]
-    expected = ensemble_accuracy(demo.objective, demo.classifier)
-    assert float(np.mean(found["labels"] == np.array(labels))) == expected
+def test_a_fresh_process_predicts_what_the_studies_tested(
+    all_tuned: dict[str, Tuned], demo: Tuned, tmp_path: Path
+) -> None:
+    """With a tiny model and text prompts, and with MiniLM: an import takes most of the time."""
+    tiny, folders = all_tuned["prompted"], {}
+    tiny = replace(tiny, classifier=tiny.objective.classifier(tiny.study))  # Fitted.
+    for name, tuned in {"tiny": tiny, "demo": demo}.items():
+        (tmp_path / name).mkdir()
+        folders[name] = folder_of(tuned.classifier, tmp_path / name)
+        texts = [example.text for example in tuned.objective.task.test]
+        np.save(folders[name] / "texts.npy", np.array(texts))
+    in_a_fresh_process(PREDICT, *folders.values(), env={"HF_HUB_CACHE": str(tmp_path / "hub")})
+    for name, tuned in {"tiny": tiny, "demo": demo}.items():
+        found, task = np.load(folders[name] / "found.npz"), tuned.objective.task
+        labels = [task.labels[example.label] for example in task.test]
+        expected = ensemble_accuracy(tuned.objective, tuned.classifier)
+        assert float(np.mean(found["labels"] == np.array(labels))) == expected
+        texts = [example.text for example in task.test]
+        probabilities = tuned.classifier.predict_proba(texts)
+        np.testing.assert_allclose(found["proba"], probabilities, atol=1e-5)
     assert 0.3 < expected <= 1
 
 
