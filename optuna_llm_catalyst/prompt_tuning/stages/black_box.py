@@ -19,7 +19,6 @@ from itertools import cycle
 from itertools import islice
 import math
 
-from cmaes import CMA
 import numpy as np
 from numpy.typing import NDArray
 import torch
@@ -154,6 +153,9 @@ class Search:
     def __init__(self, subspace: Subspace, size: int, seed: int) -> None:
         k = subspace.projection.shape[1]
         self._subspace = subspace
+        # It imports scipy's statistics where they are installed: a second for all who need none.
+        from cmaes import CMA
+
         self._cma = CMA(mean=np.zeros(k), sigma=1.0, population_size=size, seed=seed)
 
     def population(self, run: Run, incumbent: Prompt) -> Found:
