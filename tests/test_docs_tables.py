@@ -40,6 +40,7 @@ DESCRIBED = {
     "BlackBoxStage",
     "DistilledStage",
     "GradientStage",
+    "LowRankPrompt",
     "ZerothOrderStage",
     "DualEncoderClassifier",
     "MaskedLMClassifier",

@@ -170,9 +170,9 @@ class PromptTuningObjective:
         checks.check_parts(model, task, space, n_text_prompts)
         checks.check_kind(model, on_both_sides(prompt_kind) if n_text_prompts else prompt_kind)
         if make_stage is None:
-            checks.check_stage(model, self._stage)
+            checks.check_stage(model, self._stage, prompt_kind)
         if n_text_prompts:
-            checks.check_stage(model, text_stage)
+            checks.check_stage(model, text_stage, prompt_kind)
         for name in ("train", "validation"):
             self.data.split(name)
 
@@ -324,7 +324,7 @@ class PromptTuningObjective:
         if self._make_stage is None:
             return self._stage
         stage = self._make_stage(trial)
-        checks.check_stage(self.model, stage)
+        checks.check_stage(self.model, stage, self._kind)
         return stage
 
     def _untrained(

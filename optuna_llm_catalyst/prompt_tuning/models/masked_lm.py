@@ -125,7 +125,8 @@ class MaskedLMClassifier(PromptedEncoder):
                 what = "holds the mask token itself" if n else "leaves no room for the mask"
                 raise ValueError(f"The text {example.text[:60]!r} {what}: change it.")
         fields = {**split.fields, "mask_at": Field(is_mask.int().argmax(1))}
-        return Split(tuple(examples), split.labels, fields, split.lengths)
+        found = Split(tuple(examples), split.labels, fields, split.lengths)
+        return self._with_encodings(found)  # At the blank.
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         self._check_length(prompt)
@@ -139,6 +140,10 @@ class MaskedLMClassifier(PromptedEncoder):
         length = hidden.shape[1] - batch.rows("input_ids").shape[1]
         at = (batch.rows("mask_at") + length).repeat(n_prompts)  # (P*b,)
         return hidden[torch.arange(len(hidden), device=hidden.device), at]
+
+    def _encoding_width(self) -> int:
+        config: Any = self.encoder.config
+        return int(config.hidden_size)
 
     def _filled(self, example: Example) -> str:
         """The template with a text that leaves room for the rest of it."""

@@ -114,11 +114,9 @@ class SequenceClassifier(PromptedEncoder):
         logits = linear(self._prompted(prompt, batch), prompt.head)
         return F.log_softmax(logits, dim=-1)  # (P, B, C)
 
-    @torch.no_grad()
     def text_features(self, split: Split) -> Tensor:
         """Unit features of a split's texts without a prompt, of shape ``(n, d)``."""
-        pooled = self._features(split, None, "texts", max_sequences=_MAX_SEQUENCES)
-        return F.normalize(pooled[0], dim=-1)
+        return split.encodings()
 
     def _prompted(self, prompt: Prompt, batch: Split) -> Tensor:
         self._check_length(prompt)
