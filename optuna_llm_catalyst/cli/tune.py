@@ -184,6 +184,7 @@ def _resume(
     trials = records.all_trials(study)
     studies.check_ours(study, objective.space.param_names)
     check_trials(objective.space, trials)
+    kind = recipe.prompt_kind(options)
     # Changes with the examples that train and select, not with the test split.
     text = repr((objective.task.labels, objective.task.train, objective.task.validation))
     setup = {
@@ -192,7 +193,8 @@ def _resume(
         "--prompt-position": options.prompt_position or "behind_cls",
         "--template": options.template,
         "--verbalizer": sorted(options.verbalizer),
-        "--prompt-kind": recipe.prompt_kind(options).name,
+        "--prompt-kind": kind.name,
+        "--rank": getattr(kind, "rank", None),
         "--shots": options.shots,
         "--metric": options.metric,
         "data with checksum": hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16],
