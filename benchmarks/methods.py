@@ -31,6 +31,7 @@ from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning import LowRankPrompt
 from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
@@ -44,7 +45,11 @@ from optuna_llm_catalyst.proposers.templates import fill
 
 
 Row = dict[str, Any]
-KINDS: dict[str, PromptKind] = {"soft": SoftPrompt(), "deep": DeepPrompt()}
+KINDS: dict[str, PromptKind] = {
+    "soft": SoftPrompt(),
+    "deep": DeepPrompt(),
+    "lowrank": LowRankPrompt(),
+}
 MODELS = ("labels", "texts")
 
 
@@ -55,6 +60,7 @@ def methods(args: argparse.Namespace) -> dict[str, tuple[str, Stage]]:
     return {
         "gradient": ("soft", GradientStage(n_steps=args.steps)),
         "gradient, deep": ("deep", GradientStage(n_steps=args.steps)),
+        "gradient, lowrank": ("lowrank", GradientStage(n_steps=args.steps)),
         "bbt": ("soft", BlackBoxStage(**search)),
         "bbtv2": ("deep", BlackBoxStage(**search)),
         "gdfo": ("soft", DistilledStage(**search)),
