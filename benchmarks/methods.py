@@ -32,6 +32,7 @@ from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import DualEncoderClassifier
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import load_pretrained
+from optuna_llm_catalyst.prompt_tuning import LowRankPrompt
 from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
@@ -45,7 +46,11 @@ from optuna_llm_catalyst.proposers.templates import fill
 
 
 Row = dict[str, Any]
-KINDS: dict[str, PromptKind] = {"soft": SoftPrompt(), "deep": DeepPrompt()}
+KINDS: dict[str, PromptKind] = {
+    "soft": SoftPrompt(),
+    "deep": DeepPrompt(),
+    "lowrank": LowRankPrompt(),
+}
 MODELS = ("labels", "texts")
 
 
@@ -57,6 +62,7 @@ def methods(args: argparse.Namespace) -> dict[str, tuple[str, Stage]]:
     return {
         "gradient": ("soft", GradientStage(**steps)),
         "gradient, deep": ("deep", GradientStage(**steps)),
+        "gradient, lowrank": ("lowrank", GradientStage(**steps)),
         "contrastive": ("soft", ContrastiveStage(**steps)),
         "contrastive, deep": ("deep", ContrastiveStage(**steps)),
         "bbt": ("soft", BlackBoxStage(**search)),

@@ -41,6 +41,7 @@ DESCRIBED = {
     "CLIPClassifier",
     "DistilledStage",
     "GradientStage",
+    "LowRankPrompt",
     "ZerothOrderStage",
     "CausalLMClassifier",
     "DualEncoderClassifier",

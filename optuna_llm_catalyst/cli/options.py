@@ -216,8 +216,13 @@ class TuneOptions(LLMOptions, ModelOptions, StudyOptions):
         "any by CMA-ES, on the prompt at the input (bbt), on one at every layer (bbtv2), or led "
         "by a student (gdfo); by gradients estimated from queries (zo).",
     )
-    prompt_kind: Literal["soft", "deep"] | None = option(
-        None, "A prompt at the input (soft), or at every layer. Default: soft; deep for bbtv2."
+    prompt_kind: Literal["soft", "deep", "lowrank"] | None = option(
+        None,
+        "A prompt at the input (soft), at every layer (deep), or at the input and other for each "
+        "text (lowrank). Default: soft; deep for bbtv2.",
+    )
+    rank: int | None = count(
+        None, "Rank of what makes a lowrank prompt other for each text. Default: 4.", least=1
     )
     steps: int = count(60, "Optimiser steps of a gradient stage.")
     queries: int = count(400, "Queries of a stage without gradients.")

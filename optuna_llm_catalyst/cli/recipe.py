@@ -18,6 +18,7 @@ from optuna_llm_catalyst.prompt_tuning import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import DistilledStage
 from optuna_llm_catalyst.prompt_tuning import GradientStage
+from optuna_llm_catalyst.prompt_tuning import LowRankPrompt
 from optuna_llm_catalyst.prompt_tuning import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning import ZerothOrderStage
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
@@ -112,6 +113,10 @@ def stage(options: TuneOptions) -> Stage:
 
 def prompt_kind(options: TuneOptions) -> PromptKind:
     """The kind of prompt that the options say."""
+    if options.prompt_kind == "lowrank":
+        return _lowrank(options)
+    if options.rank is not None:
+        raise UserError("--rank needs --prompt-kind lowrank.")
     wanted = {"bbt": "soft", "bbtv2": "deep"}.get(options.stage, options.prompt_kind or "soft")
     if options.prompt_kind not in (None, wanted):
         other = "bbtv2" if options.stage == "bbt" else "bbt"
@@ -120,6 +125,15 @@ def prompt_kind(options: TuneOptions) -> PromptKind:
             f"--stage {other}."
         )
     return DeepPrompt() if wanted == "deep" else SoftPrompt()
+
+
+def _lowrank(options: TuneOptions) -> LowRankPrompt:
+    if options.stage != "gradient":
+        raise UserError(
+            "--prompt-kind lowrank is trained by gradients only: take --stage gradient, this is "
+            f"--stage {options.stage}."
+        )
+    return LowRankPrompt() if options.rank is None else LowRankPrompt(rank=options.rank)
 
 
 def make_stage(options: TuneOptions) -> Callable[[BaseTrial], Stage] | None:

@@ -188,13 +188,15 @@ def _resume(
     trials = records.all_trials(study)
     studies.check_ours(study, objective.space.param_names)
     check_trials(objective.space, trials)
+    kind = recipe.prompt_kind(options)
     setup = {
         "--model": options.model,
         "--model-type": options.model_type,
         "--prompt-position": options.prompt_position or "behind_cls",
         "--template": options.template,
         "--verbalizer": sorted(options.verbalizer),
-        "--prompt-kind": recipe.prompt_kind(options).name,
+        "--prompt-kind": kind.name,
+        "--rank": getattr(kind, "rank", None),
         "--shots": options.shots,
         "--metric": options.metric,
         "data with checksum": _checksum(objective.task),

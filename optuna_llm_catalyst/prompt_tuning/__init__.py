@@ -29,9 +29,11 @@ from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
 from optuna_llm_catalyst.prompt_tuning.projection import nearest
 from optuna_llm_catalyst.prompt_tuning.projection import word_table
 from optuna_llm_catalyst.prompt_tuning.prompts import DeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import LowRankPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedLowRankPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.stages import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning.stages import ContrastiveStage
@@ -52,6 +54,7 @@ __all__ = [
     "DualEncoderClassifier",
     "Example",
     "GradientStage",
+    "LowRankPrompt",
     "MaskedLMClassifier",
     "Metric",
     "Pretrained",
@@ -64,6 +67,7 @@ __all__ = [
     "Task",
     "TrainedPrompt",
     "TwoSidedDeepPrompt",
+    "TwoSidedLowRankPrompt",
     "TwoSidedPrompt",
     "ZerothOrderStage",
     "draw_splits",

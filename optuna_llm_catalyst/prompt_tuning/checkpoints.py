@@ -34,7 +34,7 @@ from torch import Tensor
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import first_line
-from optuna_llm_catalyst.prompt_tuning.prompts import KINDS
+from optuna_llm_catalyst.prompt_tuning.prompts import kind_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.schema import decode
 
@@ -143,7 +143,7 @@ def read(path: str | Path, *, name: str = "") -> TrainedPrompt:
         metadata = decode(_Metadata, json.loads(texts[_METADATA]))
         if metadata.format != _FORMAT:
             raise ValueError(f"it has format {metadata.format!r}")
-        prompt = Prompt(KINDS[metadata.kind], tensors)
+        prompt = Prompt(kind_of(metadata.kind, tensors), tensors)
         shape, length = tuple(prompt.words().shape), len(metadata.facts.token_ids)
         if len(shape) != 3 or shape[:2] != (1, length):
             raise ValueError(f"its prompt has the shape {shape}, expected (1, {length}, d)")

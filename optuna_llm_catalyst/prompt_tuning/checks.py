@@ -72,8 +72,13 @@ def check_kind(model: TaskModel, kind: PromptKind) -> None:
     kind.start(model.embed([[0]]), model.placement)
 
 
-def check_stage(model: TaskModel, stage: Stage) -> None:
-    """Raises a ValueError if a stage needs more of a model than it gives."""
+def check_stage(model: TaskModel, stage: Stage, kind: PromptKind) -> None:
+    """Raises a ValueError if a stage cannot train a kind of prompt on a model."""
+    if kind.needs_gradient and not needs_gradient(stage):
+        raise ValueError(
+            f"{type(stage).__name__} searches around embeddings without gradients, and the "
+            f"weights of a {kind.name} prompt are none: take GradientStage, or SoftPrompt."
+        )
     if needs_gradient(stage) and not model.is_differentiable:
         raise ValueError(
             f"{type(stage).__name__} needs gradients, and {type(model).__name__} has none to "

@@ -35,7 +35,7 @@ from optuna_llm_catalyst.prompt_tuning.ensemble import Group
 from optuna_llm_catalyst.prompt_tuning.ensemble import Member
 from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
 from optuna_llm_catalyst.prompt_tuning.linear_fit import Readout
-from optuna_llm_catalyst.prompt_tuning.prompts import KINDS
+from optuna_llm_catalyst.prompt_tuning.prompts import kind_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
 from optuna_llm_catalyst.schema import decode
@@ -222,7 +222,7 @@ def _group(place: str, described: _Group, tensors: Mapping[str, Tensor]) -> Grou
 
 def _prompt(kind: str, prefix: str, tensors: Mapping[str, Tensor]) -> Prompt:
     own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    prompt = Prompt(KINDS[kind], own)
+    prompt = Prompt(kind_of(kind, own), own)
     shape = tuple(prompt.words().shape)
     if len(shape) != 3 or shape[0] != 1 or not all(shape):
         raise ValueError(f"the prompt {prefix!r} has the shape {shape}, expected (1, L, d)")

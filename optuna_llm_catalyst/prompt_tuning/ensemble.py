@@ -13,6 +13,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
 from dataclasses import replace
+from itertools import groupby
 import math
 from typing import Protocol
 from typing import runtime_checkable
@@ -212,14 +213,24 @@ def log_probs(model: TaskModel, groups: Sequence[Group], split_of: SplitOf) -> T
 def _group_log_probs(model: TaskModel, group: Group, split: Split) -> Tensor:
     if group.readout is not None:
         return group.readout.log_probs(split.rows("features"))
-    together = model.log_probs(stacked([member.prompt for member in group.members]), split)
-    return F.log_softmax(together.mean(0), dim=-1)  # (P, n, C) to (n, C)
+    together = [model.log_probs(p, split) for p in _stacked([m.prompt for m in group.members])]
+    return F.log_softmax(torch.cat(together).mean(0), dim=-1)  # (P, n, C) to (n, C)
 
 
 @torch.inference_mode()
 def _average(members: Sequence[Member], model: ComparesFeatures) -> Readout:
     unknown = [member.prompt for member in members if member.classes is None]
     known = [member.classes for member in members if member.classes is not None]
-    features = [*known, *(model.class_features(stacked(unknown)) if unknown else ())]
+    features = [*known, *(row for p in _stacked(unknown) for row in model.class_features(p))]
     mean = torch.stack(features).mean(0)  # (P, C, d) to (C, d)
     return Readout(F.normalize(mean, dim=-1), model.scale)
+
+
+def _stacked(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Prompts of one kind as few of many ``P``: those of equal shapes, such as a rank, as one."""
+    alike = groupby(sorted(prompts, key=_shapes), key=_shapes)
+    return [stacked(list(group)) for _, group in alike]
+
+
+def _shapes(prompt: Prompt) -> list[tuple[str, tuple[int, ...]]]:
+    return sorted((name, tuple(tensor.shape)) for name, tensor in prompt.tensors.items())

@@ -335,7 +335,7 @@ class PromptTuningObjective:
             return make_ready(passes)
 
     def _checked(self, stage: Stage) -> Stage:
-        checks.check_stage(self.model, stage)
+        checks.check_stage(self.model, stage, self._kind)
         return stage
 
     def _untrained(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +37,29 @@ class Field:
         return Field(rows, self.pad_axis)
 
 
+@dataclass(eq=False)
+class Late:
+    """A tensor that is computed when it is first asked for, and then kept.
+
+    Attributes:
+        compute: Computes it.
+    """
+
+    compute: Callable[[], Tensor]
+    _found: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __call__(self) -> Tensor:
+        if self._found is None:
+            # Whoever asks first: an inference tensor could not be trained on later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._found = self.compute()
+        return self._found
+
+
+def _no_encodings() -> Tensor:
+    raise ValueError("These examples come without encodings: encode them without a prompt.")
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """Examples on a model's device.
@@ -43,12 +69,15 @@ class Split:
         labels: Label indices, of shape ``(B,)``.
         fields: What the model reads, by name.
         lengths: Tokens of each example; equal where length costs nothing.
+        encodings: Gives the unit features of the examples without a prompt, of shape ``(B, h)``.
+            They are computed when they are first asked for, once for all selections of a split.
     """
 
     examples: tuple[Example, ...]
     labels: Tensor
     fields: Mapping[str, Field]
     lengths: tuple[int, ...]
+    encodings: Callable[[], Tensor] = field(default=_no_encodings, repr=False)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -67,6 +96,7 @@ class Split:
             self.labels[index],
             {name: field.select(index, longest) for name, field in self.fields.items()},
             lengths,
+            Late(partial(_rows, self.encodings, index)),
         )
 
     def batches(self, size: int) -> Iterator[list[int]]:
@@ -75,3 +105,7 @@ class Split:
         order = range(n) if n <= size else sorted(range(n), key=self.lengths.__getitem__)
         for start in range(0, n, size):
             yield list(order[start : start + size])
+
+
+def _rows(encodings: Callable[[], Tensor], index: Tensor) -> Tensor:
+    return encodings()[index]

@@ -21,6 +21,10 @@ METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
         ("--stage", "contrastive", "--model-type", "sequence-classifier"),
         {"stage": "ContrastiveStage", "temperature": 0.1},
     ),
+    "low rank on both sides": (
+        ("--prompt-kind", "lowrank", "--rank", 2),
+        {"stage": "GradientStage", "gate_lr": 1e-4},
+    ),
     "bbt": (
         ("--stage", "bbt", "--alpha", 0.5),
         {"stage": "BlackBoxStage", "n_queries": 21, "alpha": 0.5, "population_size": 5},
@@ -139,6 +143,15 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
         ("--stage", "bbtv2", "--prompt-kind", "soft"),
         "error: --stage bbtv2 has deep prompts: for soft ones take --stage bbt.",
     ),
+    "lowrank needs gradients": (
+        ("--stage", "zo", "--prompt-kind", "lowrank"),
+        "error: --prompt-kind lowrank is trained by gradients only: take --stage gradient, this "
+        "is --stage zo.",
+    ),
+    "a rank of a soft prompt": (
+        ("--rank", 2),
+        "error: --rank needs --prompt-kind lowrank.",
+    ),
     "what a stage has not": (
         ("--stage", "bbt", "--search", "lr"),
         "error: --search 'lr' is none of alpha, intrinsic_dim.",
@@ -186,3 +199,10 @@ def test_a_study_keeps_its_kind_of_prompt(tune: Cli) -> None:
     result = tune("--stages", 1, "--prompt-kind", "deep")
     assert result.code == 2
     assert "was made with --prompt-kind 'soft', this command has 'deep'" in result.err
+
+
+def test_a_study_keeps_its_rank(tune: Cli) -> None:
+    for rank, message in ((2, ""), (3, "was made with --rank 2, this command has 3")):
+        result = tune("--stages", 0, "--prompt-kind", "lowrank", "--rank", rank)
+        assert result.code == (2 if message else 0)
+        assert message in result.err

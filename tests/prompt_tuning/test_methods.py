@@ -17,10 +17,12 @@ from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import Passes
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompts import DeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import LowRankPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedLowRankPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
 from optuna_llm_catalyst.prompt_tuning.stages import BlackBoxStage
@@ -44,7 +46,9 @@ from .tiny import TASK_MODELS
 
 
 METHODS: dict[str, Stage] = {
-    "gradient": GradientStage(n_steps=5, lr=0.02, head_lr=0.01, batch_size=5, eval_every=2),
+    "gradient": GradientStage(
+        n_steps=5, lr=0.02, gate_lr=0.01, head_lr=0.01, batch_size=5, eval_every=2
+    ),
     "black box": BlackBoxStage(
         n_queries=42, population_size=4, intrinsic_dim=6, alpha=0.5, eval_every=16
     ),
@@ -63,16 +67,30 @@ METHODS: dict[str, Stage] = {
 }
 KINDS: dict[str, PromptKind] = {
     kind.name: kind
-    for kind in (SoftPrompt(), DeepPrompt(), TwoSidedPrompt(), TwoSidedDeepPrompt())
+    for kind in (
+        SoftPrompt(),
+        DeepPrompt(),
+        LowRankPrompt(rank=2, hidden=5),
+        TwoSidedPrompt(),
+        TwoSidedDeepPrompt(),
+        TwoSidedLowRankPrompt(rank=2, hidden=5),
+    )
 }
 MODELS: dict[str, Callable[..., TaskModel]] = {**TASK_MODELS, "causal": causal_lm}
 ROWS = [
     row
     for row in product(METHODS, KINDS, TASK_MODELS)
     # A prompt of two sides is dear, and one method of each sort tells what there is to tell.
-    if not row[1].startswith("two-sided")
-    or (row[2] == "dual" and row[0] in ("gradient", "black box"))
-] + [("gradient", "deep", "causal"), ("black box", "soft", "causal")]
+    if (
+        not row[1].startswith("two-sided")
+        or (row[2] == "dual" and row[0] in ("gradient", "black box"))
+    )
+    and (row[0] == "gradient" or not KINDS[row[1]].needs_gradient)
+] + [
+    ("gradient", "deep", "causal"),
+    ("gradient", "lowrank", "causal"),
+    ("black box", "soft", "causal"),
+]
 each_row = pytest.mark.parametrize(
     ("method", "kind", "model_name"), ROWS, ids=["-".join(row) for row in ROWS]
 )
@@ -87,6 +105,9 @@ class Ground:
         self.validation: Split = self.model.encode(make_examples(12, seed=2))
         self.token_ids = make_space().from_text("people write this").token_ids
         self.start: Prompt = self.model.start([self.token_ids], self.train, KINDS[kind])
+        if KINDS[kind].needs_gradient:  # Encodings are counted where they are first asked for.
+            for split in (self.train, self.validation):
+                evaluate(self.model, self.start, split)
 
     def run(
         self, stage: Stage, *, seed: int = 0, stop_after: int | None = None

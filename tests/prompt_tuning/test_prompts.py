@@ -22,6 +22,7 @@ from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.prompts import Tensors
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedDeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedLowRankPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
@@ -30,7 +31,8 @@ SIDES: tuple[Side, ...] = ("texts", "labels")
 each_side = pytest.mark.parametrize("side", SIDES)
 SHAPES = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
 TWO_SIDED = TwoSidedPrompt()
-BATCH = Split((), torch.zeros(0, dtype=torch.long), {}, ())
+#: All that kinds read of an input.
+BATCH = Split((), torch.zeros(0, dtype=torch.long), {}, (), lambda: torch.ones(1, 5) / 5**0.5)
 
 
 def numbers(*shape: int) -> Tensor:
@@ -46,7 +48,7 @@ def placement(kind: SoftPrompt, side: Side) -> Placement:
     """Where a model takes a kind of prompt whose usual side is given."""
     [other] = set(SIDES) - {side}
     sides = (side, other) if isinstance(kind, TwoSidedPrompt) else (side,)
-    return Placement(sides, 2, 9, layer_width=4)
+    return Placement(sides, 2, 9, layer_width=4, encoding_width=5)
 
 
 def make_head(n: int) -> dict[str, Tensor]:
@@ -113,7 +115,11 @@ def test_one_side_of_two_is_a_soft_prompt_of_that_side(side: Side) -> None:
     assert torch.equal(one.words(), prompt.tensors[side])
 
 
-@pytest.mark.parametrize("kind", [TwoSidedPrompt(), TwoSidedDeepPrompt()], ids=["soft", "deep"])
+@pytest.mark.parametrize(
+    "kind",
+    [TwoSidedPrompt(), TwoSidedDeepPrompt(), TwoSidedLowRankPrompt(rank=2, hidden=3)],
+    ids=["soft", "deep", "lowrank"],
+)
 def test_a_prompt_of_two_sides_is_its_sides_together(kind: TwoSidedPrompt) -> None:
     start = kind.start(numbers(3, 2, 4), placement(kind, "labels"))
     prompt = Prompt(kind, {name: tensor + i for i, (name, tensor) in enumerate(start.items())})

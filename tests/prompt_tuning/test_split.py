@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning.split import Field
+from optuna_llm_catalyst.prompt_tuning.split import Late
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
@@ -105,3 +108,34 @@ def test_one_batch_keeps_the_given_order(lengths: list[int]) -> None:
 def test_an_unknown_field_is_named() -> None:
     with pytest.raises(KeyError, match="positions"):
         make_split([1, 2]).rows("positions")
+
+
+def test_encodings_are_computed_once_for_all_selections_and_only_if_asked_for() -> None:
+    asked = []
+
+    def compute() -> torch.Tensor:
+        asked.append(len(asked))
+        return torch.arange(12.0).view(6, 2)
+
+    split = replace(make_split([1, 2, 3, 4, 5, 6]), encodings=Late(compute))
+    some = split.select([4, 1, 3])
+    again = some.select([2, 0])
+    assert asked == []
+    assert again.encodings().tolist() == [[6, 7], [8, 9]]
+    assert some.encodings()[:, 0].tolist() == [8, 2, 6]
+    assert split.encodings().shape == (6, 2)
+    assert asked == [0]
+
+
+def test_encodings_that_were_first_asked_for_without_gradients_can_be_trained_on() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    split = replace(make_split([1, 2]), encodings=Late(lambda: weight.detach() * torch.ones(2, 2)))
+    with torch.inference_mode():
+        split.select([1]).encodings()
+    (split.encodings() @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_examples_may_have_no_encodings() -> None:
+    with pytest.raises(ValueError, match="come without encodings"):
+        make_split([1, 2]).select([1]).encodings()

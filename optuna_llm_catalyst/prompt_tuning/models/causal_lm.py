@@ -104,7 +104,7 @@ class CausalLMClassifier(LabelWordsClassifier):
                 )
         # Nothing may stand between a text and the word behind it.
         split = tokens.without_end(split, self._n_trailing)
-        return replace(split, examples=tuple(examples))
+        return self._with_encodings(replace(split, examples=tuple(examples)))
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         self._check_length(prompt)
@@ -112,10 +112,16 @@ class CausalLMClassifier(LabelWordsClassifier):
         return F.log_softmax(scores, dim=-1)  # (P, B, C)
 
     def _pass(self, batch: Split, prompt: Prompt | None, side: Side) -> Tensor:
-        """The labels' scores behind a batch under some prompts: (P, b, C)."""
-        output, mask = self._forward(batch, prompt, side, use_cache=self._n_further > 0)
+        """The labels' scores behind a batch under some prompts: (P, b, C).
+
+        Without a prompt these are the hidden states at the texts' ends: (1, b, d).
+        """
+        reads_on = prompt is not None and self._n_further > 0
+        output, mask = self._forward(batch, prompt, side, use_cache=reads_on)
         rows = torch.arange(len(mask), device=mask.device)
-        hidden = output.last_hidden_state[rows, mask.sum(1) - 1]  # (P*b, d)
+        hidden: Tensor = output.last_hidden_state[rows, mask.sum(1) - 1]  # (P*b, d)
+        if prompt is None:
+            return hidden.unsqueeze(0)
         logits = self._words(hidden).float()  # (P*b, W), or (P*b, V) where words are longer
         if self._n_further:
             first = logits[:, self._ids[:, 0]] - logits.logsumexp(1, keepdim=True)

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models.label_names import LabelNamesEncoder
 from optuna_llm_catalyst.prompt_tuning.pretrained import Pretrained
+from optuna_llm_catalyst.prompt_tuning.prompts import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
 from optuna_llm_catalyst.prompt_tuning.split import Field
@@ -104,13 +105,15 @@ class DualEncoderClassifier(LabelNamesEncoder):
             tokens, too, for prompts that are trained before them.
         """
         tokens = self._tokenize(examples, max_length=self._max_length, n_reserved=self._n_reserved)
-        features = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
-        field = Field(F.normalize(features[0], dim=-1))  # (B, d)
-        fields = {**tokens.fields, "features": field} if under is None else {"features": field}
-        return Split(tokens.examples, tokens.labels, fields, tokens.lengths)
+        if under is None:
+            features = Field(tokens.encodings())  # (B, d)
+            return replace(tokens, fields={**tokens.fields, "features": features})
+        pooled = self._features(tokens, under, "texts", max_sequences=_MAX_TEXTS)
+        features = Field(F.normalize(pooled[0], dim=-1))
+        return Split(tokens.examples, tokens.labels, {"features": features}, tokens.lengths)
 
     def _example_features(self, prompt: Prompt, batch: Split) -> Tensor:
-        if not prompt.layers("texts", batch):
+        if not any(is_of(name, "texts") for name in prompt.tensors):
             return super()._example_features(prompt, batch)
         if "input_ids" not in batch.fields:
             raise ValueError(

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
+from functools import partial
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models import meter
@@ -28,12 +31,15 @@ from optuna_llm_catalyst.prompt_tuning.prompts import Placement
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.prompts import Side
+from optuna_llm_catalyst.prompt_tuning.split import Late
 from optuna_llm_catalyst.prompt_tuning.split import Split
 
 
-#: Token ids whose embeddings are looked up at once, and sequences whose states are looked at.
+#: Token ids whose embeddings are looked up at once, sequences whose states are looked at, and
+#: those that are read at once without a prompt.
 _MAX_IDS = 8192
 _MAX_WATCHED = 64
+_MAX_ENCODED = 128
 
 
 class PromptedEncoder:
@@ -115,9 +121,19 @@ class PromptedEncoder:
         self, examples: Sequence[Example], *, max_length: int | None, n_reserved: int = 0
     ) -> Split:
         """Tokenises examples; ``n_reserved`` positions are kept free for a prompt."""
-        return tokens.encode_texts(
+        found = tokens.encode_texts(
             self._tokenizer, examples, self.encoder, max_length=max_length, n_reserved=n_reserved
         )
+        return self._with_encodings(found)
+
+    def _with_encodings(self, split: Split) -> Split:
+        """Token sequences that are read without a prompt when that is first asked for."""
+        return replace(split, encodings=Late(partial(self._encodings, split)))
+
+    def _encodings(self, split: Split) -> Tensor:
+        """Unit features of sequences without a prompt, of shape ``(B, h)``."""
+        pooled = self._features(split, None, "texts", max_sequences=_MAX_ENCODED)
+        return F.normalize(pooled[0], dim=-1)
 
     def _features(
         self, split: Split, prompt: Prompt | None, side: Side, *, max_sequences: int
@@ -190,7 +206,22 @@ class PromptedEncoder:
     ) -> Placement:
         """Where the encoder takes virtual tokens; see :class:`Placement`."""
         n_layers = max(len(self._layers), 1)
-        return Placement(sides, n_layers, max_virtual_tokens, room or {}, self._layer_width)
+        return Placement(
+            sides,
+            n_layers,
+            max_virtual_tokens,
+            room or {},
+            layer_width=self._layer_width,
+            encoding_width=self._encoding_width(),
+        )
+
+    @torch.no_grad()
+    def _encoding_width(self) -> int:
+        """The width of pooled features, seen at a sequence of two tokens."""
+        ids = torch.arange(2, device=self.device).unsqueeze(0)
+        mask = torch.ones_like(ids)
+        hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return int(self._pooling(hidden, mask).shape[-1])
 
     def _check_length(self, prompt: Prompt) -> None:
         """Raises if a prompt before texts is longer than the room that was kept for it."""
@@ -217,6 +248,11 @@ class PromptedEncoder:
             prompt: One prompt.
             batch: Texts.
         """
+        if prompt.kind.needs_gradient:
+            raise ValueError(
+                f"A {prompt.kind.name} prompt has weights that stand among nothing, so a search "
+                "without gradients has no size for its steps: take GradientStage."
+            )
         places = {name: place_of(name) for name in prompt.trained}
         hidden: dict[Side, dict[int, float]] = {}
         for side in dict(side for side in places.values() if side[1] > 0):

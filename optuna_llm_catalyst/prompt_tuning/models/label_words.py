@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import hashlib
 import json
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,10 @@ class LabelWordsClassifier(PromptedEncoder):
         self.fingerprint += f":{hashlib.sha256(described.encode()).hexdigest()[:8]}"
         self.placement = self._placed(("texts",), max_virtual_tokens)
         self._text_room = min(max_length, self._free_positions())
+
+    def _encoding_width(self) -> int:
+        config: Any = self.encoder.config
+        return int(config.hidden_size)
 
     def _ids_of(self, word: str) -> list[int]:
         """The token ids of a word where the template has it."""

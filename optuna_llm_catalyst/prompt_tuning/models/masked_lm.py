@@ -89,7 +89,8 @@ class MaskedLMClassifier(LabelWordsClassifier):
                 what = "holds the mask token itself" if n else "leaves no room for the mask"
                 raise ValueError(f"The text {example.text[:60]!r} {what}: change it.")
         fields = {**split.fields, "mask_at": Field(is_mask.int().argmax(1))}
-        return Split(tuple(examples), split.labels, fields, split.lengths)
+        found = Split(tuple(examples), split.labels, fields, split.lengths)
+        return self._with_encodings(found)  # At the blank.
 
     def log_probs(self, prompt: Prompt, batch: Split) -> Tensor:
         self._check_length(prompt)

@@ -114,11 +114,9 @@ class SequenceClassifier(PromptedEncoder):
         logits = linear(self.prompted_features(prompt, batch), prompt.head)
         return F.log_softmax(logits, dim=-1)  # (P, B, C)
 
-    @torch.no_grad()
     def text_features(self, split: Split) -> Tensor:
         """Unit features of a split's texts without a prompt, of shape ``(n, d)``."""
-        pooled = self._features(split, None, "texts", max_sequences=_MAX_SEQUENCES)
-        return F.normalize(pooled[0], dim=-1)
+        return split.encodings()
 
     def prompted_features(self, prompt: Prompt, batch: Split) -> Tensor:
         """What the head reads of each text under each prompt, of shape ``(P, B, d)``."""

@@ -35,14 +35,22 @@ HEAD_PREFIX = "head."
 
 
 def place_of(name: str) -> tuple[Side, int]:
-    """The side and the layer of a tensor by its name: ``texts`` is at 0, ``texts.2`` at 2."""
-    side, _, layer = name.partition(".")
-    return ("labels" if side == "labels" else "texts"), int(layer or 0)
+    """The side and the layer of a tensor by its name: ``texts`` is at 0, ``texts.2`` at 2.
+
+    What makes virtual tokens for the input, such as ``texts.gate.u.up``, is at 0, too.
+    """
+    side, _, rest = name.partition(".")
+    return ("labels" if side == "labels" else "texts"), int(rest) if rest.isdigit() else 0
 
 
 def is_of(name: str, part: str) -> bool:
     """Whether a tensor belongs to a side, or to the head."""
     return name.partition(".")[0] == part
+
+
+def is_gate(name: str) -> bool:
+    """Whether a tensor is a weight of what makes virtual tokens for each input."""
+    return ".gate." in name
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Placement:
         n_layers: Layers of the encoder. Layer 0 takes the prompt at the input embeddings.
         layer_width: Width of the hidden states before the further layers; 0 if these take no
             prompt.
+        encoding_width: Width of a split's encodings; 0 if it has none.
         max_virtual_tokens: The longest prompt that fits into the positions of the usual side.
         room: The same for the other sides.
     """
@@ -63,6 +72,7 @@ class Placement:
     max_virtual_tokens: int
     room: Mapping[Side, int] = field(default_factory=dict)
     layer_width: int = 0
+    encoding_width: int = 0
 
 
 class PromptKind(Protocol):
@@ -71,6 +81,13 @@ class PromptKind(Protocol):
     @property
     def name(self) -> str:
         """The kind's name, for checkpoints."""
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether only gradients can train it.
+
+        Stages without gradients search around embeddings and hidden states.
+        """
 
     def start(self, embeddings: Tensor, placement: Placement) -> dict[str, Tensor]:
         """The tensors of ``P`` prompts that start at words.

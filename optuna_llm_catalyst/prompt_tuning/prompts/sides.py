@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from optuna_llm_catalyst.prompt_tuning.prompts.base import is_gate
 from optuna_llm_catalyst.prompt_tuning.prompts.base import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts.base import place_of
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Prompt
@@ -10,6 +11,9 @@ from optuna_llm_catalyst.prompt_tuning.prompts.base import Side
 from optuna_llm_catalyst.prompt_tuning.prompts.base import Tensors
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.deep import TwoSidedDeepPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts.lowrank import LowRankPrompt
+from optuna_llm_catalyst.prompt_tuning.prompts.lowrank import sized
+from optuna_llm_catalyst.prompt_tuning.prompts.lowrank import TwoSidedLowRankPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.soft import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning.prompts.soft import TwoSidedPrompt
 
@@ -17,19 +21,25 @@ from optuna_llm_catalyst.prompt_tuning.prompts.soft import TwoSidedPrompt
 def one_side(prompt: Prompt, side: Side) -> Prompt:
     """What stands before the inputs of one side, with the head if any."""
     kept = {n: t for n, t in prompt.tensors.items() if is_of(n, side) or is_of(n, "head")}
-    return Prompt(DeepPrompt() if _is_deep(kept) else SoftPrompt(), kept)
+    return Prompt(_kind_of(kept), kept)
 
 
 def both_sides(labels: Prompt, texts: Prompt) -> Prompt:
     """Two prompts of one side each as one."""
     tensors = {**texts.tensors, **labels.tensors}
-    return Prompt(TwoSidedDeepPrompt() if _is_deep(tensors) else TwoSidedPrompt(), tensors)
+    return Prompt(on_both_sides(_kind_of(tensors)), tensors)
 
 
 def on_both_sides(kind: PromptKind) -> PromptKind:
     """The kind of two sides that goes with one of one side."""
+    if isinstance(kind, LowRankPrompt):
+        return TwoSidedLowRankPrompt(kind.rank, kind.hidden)
     return TwoSidedDeepPrompt() if isinstance(kind, DeepPrompt) else TwoSidedPrompt()
 
 
-def _is_deep(tensors: Tensors) -> bool:
-    return any(not is_of(name, "head") and place_of(name)[1] > 0 for name in tensors)
+def _kind_of(tensors: Tensors) -> PromptKind:
+    """The kind of one side with tensors of these names."""
+    names = [name for name in tensors if not is_of(name, "head")]
+    if any(map(is_gate, names)):
+        return sized(LowRankPrompt(), tensors)
+    return DeepPrompt() if any(place_of(name)[1] > 0 for name in names) else SoftPrompt()

@@ -20,6 +20,10 @@ class SoftPrompt:
 
     name: str = "soft"
 
+    @property
+    def needs_gradient(self) -> bool:
+        return False
+
     def start(self, embeddings: Tensor, placement: Placement) -> dict[str, Tensor]:
         return {placement.sides[0]: embeddings}  # (P, L, d)
 

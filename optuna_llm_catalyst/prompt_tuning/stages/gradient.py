@@ -14,6 +14,7 @@ from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_tuning.models import losses
+from optuna_llm_catalyst.prompt_tuning.prompts import is_gate
 from optuna_llm_catalyst.prompt_tuning.prompts import is_of
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
 from optuna_llm_catalyst.prompt_tuning.prompts import stacked
@@ -34,6 +35,7 @@ class GradientStage:
         n_steps: Optimiser steps.
         lr: Learning rate of the prompt.
         text_lr: Learning rate before the texts, for a prompt that has two sides.
+        gate_lr: Learning rate of the gate's weights, for a low-rank prompt.
         head_lr: Learning rate of the head, where the model has one.
         optimizer: ``adamw`` or ``sgd`` (with momentum 0.9).
         weight_decay: Decoupled weight decay of the prompt; 0 keeps it from being pulled to the
@@ -48,6 +50,7 @@ class GradientStage:
     n_steps: int = 60
     lr: float = 5e-3
     text_lr: float = 5e-3
+    gate_lr: float = 1e-4
     head_lr: float = 1e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
@@ -60,7 +63,7 @@ class GradientStage:
         check_at_least(0, n_steps=self.n_steps)
         check_at_least(1, batch_size=self.batch_size, eval_every=self.eval_every)
         check_at_least(1, patience=self.patience)
-        for name in ("lr", "text_lr", "head_lr"):
+        for name in ("lr", "text_lr", "gate_lr", "head_lr"):
             value = getattr(self, name)
             if not 0 < value <= _MAX_LR:
                 raise ValueError(f"`{name}` must be positive and a float32, got {value}.")
@@ -124,11 +127,14 @@ class GradientStage:
 
     def _optimizer(self, prompt: Prompt) -> torch.optim.Optimizer:
         head: list[Tensor] = []
+        gate: list[Tensor] = []
         texts: list[Tensor] = []
         rest: list[Tensor] = []
         for name, tensor in prompt.tensors.items():
             if is_of(name, "head"):
                 head.append(tensor)
+            elif is_gate(name):
+                gate.append(tensor)
             elif is_of(name, "texts") and "labels" in prompt.tensors:
                 texts.append(tensor)
             else:
@@ -136,6 +142,7 @@ class GradientStage:
         groups = [
             {"params": rest, "lr": self.lr, "weight_decay": self.weight_decay},
             {"params": texts, "lr": self.text_lr, "weight_decay": self.weight_decay},
+            {"params": gate, "lr": self.gate_lr, "weight_decay": self.weight_decay},
             {"params": head, "lr": self.head_lr, "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
