@@ -311,7 +311,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"verbalizers": {**WORDS["several"], "food": ["xyz"]}},
         "'xyz' behind the template '{text} It was' is the tokens .*UNK.*: name another",
     ),
-    "no room": ({"max_virtual_tokens": 36}, "36 for the prompt and 5 for the template leave no"),
+    "no room": (
+        {"max_virtual_tokens": 36},
+        "36 for the prompt and 5 for the template and its words",
+    ),
 }
 
 

@@ -101,8 +101,8 @@ class LabelWordsClassifier(PromptedEncoder):
         if free < 2:
             raise ValueError(
                 f"The encoder has {self._n_positions} positions: {n_virtual} for the prompt and "
-                f"{used} for the template leave no room for a text. Lower `max_virtual_tokens`, "
-                "or shorten `template`."
+                f"{used} for the template and its words leave no room for a text. Lower "
+                "`max_virtual_tokens`, or shorten `template`."
             )
         return free
 
