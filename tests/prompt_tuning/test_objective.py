@@ -428,7 +428,8 @@ def test_a_stage_may_observe_a_step_twice(store: Store) -> None:
 
 @each_model
 def test_a_stage_that_observes_nothing_shows_its_best(model_name: str, store: Store) -> None:
-    study = optuna.create_study()
+    # A prompt that ends in the word that pads would be shown without it.
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(make_objective(model_name, store=store, stage=SilentStage(5)), n_trials=1)
     [trial] = study.trials
     trajectory = load_trajectory(trial)
