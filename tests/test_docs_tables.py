@@ -13,7 +13,7 @@ import pytest
 
 import optuna_llm_catalyst as package
 from optuna_llm_catalyst import prompt_tuning
-from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning.objective import TEXT_STAGE
 from optuna_llm_catalyst.proposers.sections import DEFAULT_SECTIONS
 from optuna_llm_catalyst.proposers.sections import SECTIONS

@@ -20,6 +20,7 @@ import typer
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 
@@ -101,7 +102,7 @@ def _check_texts(values: dict[str, Any]) -> None:
             ) from error
 
 
-_add("tune", options.TuneOptions)
+_add("tune", TuneOptions)
 _add("show", options.ShowOptions)
 _add("meta-prompt", options.MetaPromptCommand)
 _add("export", options.ExportOptions)

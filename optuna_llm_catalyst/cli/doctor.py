@@ -18,7 +18,7 @@ from optuna_llm_catalyst import providers
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import DoctorOptions
-from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import InvalidReplyError
 from optuna_llm_catalyst.exceptions import ProviderError

@@ -19,8 +19,8 @@ from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import recipe
 from optuna_llm_catalyst.cli import report
-from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.show import ProposalRecord
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.planner import described
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective

@@ -11,8 +11,8 @@ import optuna
 from optuna.pruners import BasePruner
 from optuna.trial import BaseTrial
 
-from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.output import UserError
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning import BlackBoxStage
 from optuna_llm_catalyst.prompt_tuning import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt

@@ -12,7 +12,7 @@ import optuna
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import product_table
 from optuna_llm_catalyst.cli import report
-from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_tuning import product
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective

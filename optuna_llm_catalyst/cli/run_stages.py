@@ -11,8 +11,8 @@ import torch
 
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import studies
-from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.progress import StageProgress
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from optuna_llm_catalyst import prompt_tuning
-from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning.data.loading import DEMO_FOLDER
 
 

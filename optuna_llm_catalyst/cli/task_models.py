@@ -8,7 +8,7 @@ from typing import Any
 from optuna_llm_catalyst import prompt_tuning
 from optuna_llm_catalyst.cli import output
 from optuna_llm_catalyst.cli import studies
-from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning.classifier_loading import usable_device
 from optuna_llm_catalyst.prompt_tuning.finding import find_pretrained
 from optuna_llm_catalyst.prompt_tuning.finding import Found

@@ -23,7 +23,6 @@ from optuna_llm_catalyst.cli import studies
 from optuna_llm_catalyst.cli import task_models
 from optuna_llm_catalyst.cli.llms import choose_llm
 from optuna_llm_catalyst.cli.options import sections_of
-from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.progress import keep_unsaved
 from optuna_llm_catalyst.cli.progress import StageProgress
 from optuna_llm_catalyst.cli.results import print_results
@@ -31,6 +30,7 @@ from optuna_llm_catalyst.cli.run_stages import run_stages
 from optuna_llm_catalyst.cli.task import described
 from optuna_llm_catalyst.cli.task import load_task
 from optuna_llm_catalyst.cli.task import recorded_replies
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.exceptions import StudyMismatchError
 from optuna_llm_catalyst.planner import Screen

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.task import load_task
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from tests.cli.conftest import Cli
 from tests.prompt_tuning.tiny import TOPICS
 

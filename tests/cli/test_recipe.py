@@ -15,7 +15,7 @@ import pytest
 
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import recipe
-from optuna_llm_catalyst.cli.options import TuneOptions
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning.metrics import METRICS
 from optuna_llm_catalyst.prompt_tuning.objective import TEXT_STAGE

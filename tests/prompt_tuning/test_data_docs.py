@@ -8,8 +8,8 @@ import re
 
 import pytest
 
-from optuna_llm_catalyst.cli.options import TuneOptions
 from optuna_llm_catalyst.cli.task import load_task
+from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.prompt_tuning import load_task as load
 
 
