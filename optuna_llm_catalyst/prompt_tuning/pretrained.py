@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
 from functools import cached_property
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 from typing import Literal
 
-import numpy as np
-import torch
 from torch import nn
-from torch import Tensor
 
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import ModelNotFoundError
@@ -25,6 +20,8 @@ from optuna_llm_catalyst.prompt_tuning.data.images import check_pillow
 from optuna_llm_catalyst.prompt_tuning.finding import DEFAULT_MODEL
 from optuna_llm_catalyst.prompt_tuning.finding import find_pretrained
 from optuna_llm_catalyst.prompt_tuning.finding import Found
+from optuna_llm_catalyst.prompt_tuning.fingerprints import fingerprint_of
+from optuna_llm_catalyst.prompt_tuning.fingerprints import lasting
 from optuna_llm_catalyst.prompt_tuning.pooling import Pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import read_pooling
 from optuna_llm_catalyst.prompt_tuning.pooling import transformer_folder
@@ -36,17 +33,6 @@ from optuna_llm_catalyst.prompt_tuning.towers import take_apart
 
 #: What is loaded besides the encoder: nothing, a head over the vocabulary, or an image tower.
 Head = Literal["none", "masked-lm", "causal-lm", "clip"]
-#: Entries of a config that do not change the hidden states.
-_INCIDENTAL = {
-    "_name_or_path",
-    "architectures",
-    "auto_map",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-}
-_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -112,25 +98,18 @@ class Pretrained:
         The encoder's pooler is left out: nothing here uses it, and where a folder has no weights
         for it, it is random.
         """
-        digest = hashlib.sha256()
-
-        def add(*values: Any) -> None:
-            digest.update(json.dumps(values, sort_keys=True, default=str).encode())
-
         config = getattr(self.encoder, "config", None)
-        add(type(self.encoder).__name__, {} if config is None else _lasting(config.to_dict()))
-        add(sorted(self.tokenizer.get_vocab().items()), self.tokenizer.all_special_ids)
-        add(self.pooling.modes, str(self.pooling.layers))
+        parts: list[Any] = [
+            [type(self.encoder).__name__, {} if config is None else lasting(config.to_dict())],
+            [sorted(self.tokenizer.get_vocab().items()), self.tokenizer.all_special_ids],
+            [self.pooling.modes, str(self.pooling.layers)],
+        ]
         modules = [self.encoder, self.pooling.layers, self.language_model]
         if self.image_tower is not None:
-            add(_lasting(self.image_tower.model.config.to_dict()), self.image_tower.pixels)
+            config = self.image_tower.model.config
+            parts.append([lasting(config.to_dict()), self.image_tower.pixels])
             modules.append(self.image_tower.model)
-        for module in filter(None, modules):
-            for name, weights in sorted(module.state_dict().items()):
-                if not name.startswith("pooler"):
-                    add(name, list(weights.shape))
-                    digest.update(_sample(weights))
-        return digest.hexdigest()[:16]
+        return fingerprint_of(parts, filter(None, modules))
 
 
 def load_pretrained(
@@ -301,24 +280,3 @@ def _loading(name: str) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shows_progress:
             logging.enable_progress_bar()
-
-
-def _lasting(config: Any) -> Any:
-    """A config without incidental entries. Those that are off may come from a newer version."""
-    if not isinstance(config, dict):
-        return config
-    return {
-        str(key): _lasting(value)
-        for key, value in config.items()
-        if key not in _INCIDENTAL and value is not None and value is not False
-    }
-
-
-def _sample(weights: Tensor) -> bytes:
-    """A sample of the weights, and a sum over all of them as integers, which is exact anywhere."""
-    flat = weights.detach().reshape(-1)
-    some = flat[:: max(1, len(flat) // _SAMPLES)].float().cpu().numpy().tobytes()
-    every = flat.cpu().contiguous().view(torch.uint8).numpy()
-    whole = len(every) // 8 * 8
-    total: np.uint64 = every[:whole].view(np.uint64).sum(dtype=np.uint64)
-    return some + total.tobytes() + every[whole:].tobytes()
