@@ -144,4 +144,11 @@ def placed(trained: TrainedPrompt, model: TaskModel) -> Prompt:
             f"{facts.fingerprint}), this model is {model.name!r} (fingerprint "
             f"{model.fingerprint}): use the model and the task model of its study."
         )
-    return trained.prompt.map(lambda tensor: tensor.to(model.device))
+    prompt = trained.prompt.map(lambda tensor: tensor.to(model.device))
+    expected = prompt.kind.start(model.embed([facts.token_ids]), model.placement)
+    if missing := expected.keys() - prompt.tensors.keys():
+        raise CheckpointError(
+            f"the prompt lacks {min(missing)!r}, which a {prompt.kind.name} prompt of "
+            f"{facts.model_name!r} has."
+        )
+    return prompt

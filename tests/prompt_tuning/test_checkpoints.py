@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from optuna_llm_catalyst import CheckpointError
+from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import load_soft_prompt
 from optuna_llm_catalyst.prompt_tuning import Prompt
 from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
@@ -267,6 +268,18 @@ def test_a_spoilt_file_is_refused_by_its_path(spoiler: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"soft_prompt\.safetensors: ") as raised:
         read(path)
     assert "\n" not in str(raised.value)
+
+
+def test_a_prompt_with_a_layer_missing_is_refused(store: Store) -> None:
+    objective = make_objective(store=store, prompt_kind=DeepPrompt())
+    study = optuna.create_study()
+    study.optimize(objective, n_trials=1)
+    found = load_soft_prompt(study, artifact_store=store)
+    assert objective.test(found).loss > 0
+    tensors = {name: t for name, t in found.prompt.tensors.items() if name != "labels.1"}
+    spoilt = replace(found, prompt=Prompt(found.prompt.kind, tensors))
+    with pytest.raises(CheckpointError, match="lacks 'labels.1', which a deep prompt of"):
+        objective.test(spoilt)
 
 
 def test_a_missing_file_is_refused_by_its_path(tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ from optuna_llm_catalyst.prompt_tuning.models.layers import find_layers
 from optuna_llm_catalyst.prompt_tuning.models.layers import spread
 from optuna_llm_catalyst.prompt_tuning.models.layers import watched
 from optuna_llm_catalyst.prompt_tuning.models.tokens import embed_tokens
+from optuna_llm_catalyst.prompt_tuning.prompts import DeepPrompt
 
 from .test_families import ALL
 from .test_families import family
 from .test_families import hidden
+from .tiny import make_examples
+from .tiny import make_sequence
 
 
 #: ALBERT runs one layer many times, XLNet has sequences along the second axis.
@@ -138,3 +141,18 @@ def test_a_spread_leaves_outliers_out() -> None:
     values[:100] = 1000.0
     assert values.std() > 30
     assert spread(values) == pytest.approx(1.0, abs=0.15)
+
+
+def test_padding_has_no_part_in_a_spread() -> None:
+    model = make_sequence()
+    split = model.encode(make_examples(9, seed=1))
+    assert len(set(split.lengths)) > 2  # Else nothing is padded.
+    prompt = model.start([[7, 9]], split, DeepPrompt())
+    states = []
+    for i in range(len(split)):
+        with watched(model._layers) as seen:
+            model.log_probs(prompt, split.select([i]))
+        states.append(seen[1].flatten())
+    assert model.spreads(prompt, split)["texts.1"] == pytest.approx(
+        spread(torch.cat(states)), rel=1e-3
+    )

@@ -258,8 +258,10 @@ class PromptedEncoder:
         for side in dict(side for side in places.values() if side[1] > 0):
             some = self._sequences(side, batch)
             with watched(self._layers) as seen:
-                self._forward(some, prompt, side)
-            hidden[side] = {layer: spread(states) for layer, states in seen.items()}
+                _, mask = self._forward(some, prompt, side)
+            is_read = mask.bool()  # Some encoders pad further, behind everything.
+            width = mask.shape[1]
+            hidden[side] = {i: spread(states[:, :width][is_read]) for i, states in seen.items()}
         return {
             name: self._embedding_spread if layer == 0 else hidden[side][layer]
             for name, (side, layer) in places.items()
