@@ -14,6 +14,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 import json
 import multiprocessing
 from pathlib import Path
@@ -39,6 +40,8 @@ from optuna_llm_catalyst.prompt_tuning import SoftPrompt
 from optuna_llm_catalyst.prompt_tuning import ZerothOrderStage
 from optuna_llm_catalyst.prompt_tuning.models import evaluate
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.objective import TEXT_STAGE
+from optuna_llm_catalyst.prompt_tuning.prompts import on_both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
@@ -51,7 +54,7 @@ KINDS: dict[str, PromptKind] = {
     "deep": DeepPrompt(),
     "lowrank": LowRankPrompt(),
 }
-MODELS = ("labels", "texts")
+SIDES = ("labels", "texts", "both")
 
 
 def methods(args: argparse.Namespace) -> dict[str, tuple[str, Stage]]:
@@ -76,10 +79,16 @@ def methods(args: argparse.Namespace) -> dict[str, tuple[str, Stage]]:
 def make_model(
     pretrained: Pretrained, sides: str, labels: tuple[str, ...], args: argparse.Namespace
 ) -> TaskModel:
-    """A prompt before the labels' names (DualEncoder), or before texts (SequenceClassifier)."""
-    if sides == "labels":
+    """A prompt before texts (SequenceClassifier), or before labels, too (DualEncoder)."""
+    if sides != "texts":
         return DualEncoderClassifier(pretrained, labels, max_length=args.max_length)
     return SequenceClassifier(pretrained, labels, max_length=args.max_length, max_virtual_tokens=8)
+
+
+def can_be(sides: str, method: str) -> bool:
+    """Whether a method is run on these sides: a contrastive one needs a head."""
+    sort = method.partition(",")[0]
+    return sort == "gradient" or sides == "texts" or (sides == "labels" and sort != "contrastive")
 
 
 def run(folder: Path, seed: int, sides: str, method: str, args: argparse.Namespace) -> Row:
@@ -91,7 +100,11 @@ def run(folder: Path, seed: int, sides: str, method: str, args: argparse.Namespa
     space = PromptSpace(pretrained.tokenizer, 8)
     train, validation, test = (model.encode(x) for x in (task.train, task.validation, task.test))
     words = fill(space, task.description, task.labels)[seed]
-    start = model.start([words.token_ids], train, KINDS[kind])
+    if sides == "both":
+        of_kind, stage = on_both_sides(KINDS[kind]), replace(TEXT_STAGE, n_steps=args.steps)
+    else:
+        of_kind = KINDS[kind]
+    start = model.start([words.token_ids], train, of_kind)
     before = evaluate(model, start, test).accuracy[0]
     started = time.perf_counter()
     with model.metered() as passes:
@@ -152,7 +165,7 @@ def report(rows: list[Row]) -> Iterator[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, nargs="*", help="folders of tasks; none to report only")
-    parser.add_argument("--sides", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["labels", "texts"])
     parser.add_argument("--methods", nargs="+", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=60)
@@ -170,7 +183,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     names = args.methods or list(methods(args))
-    needs_head = {name for name in names if name.startswith("contrastive")}
     keys = ("task", "seed", "sides", "method")
     known = {tuple(row[key] for key in keys) for row in read_rows(args.out)}
     for folder in args.data:
@@ -178,7 +190,7 @@ def main() -> None:
             for sides in args.sides:
                 for method in names:
                     is_known = (folder.name, seed, sides, method) in known
-                    if is_known or (sides == "labels" and method in needs_head):
+                    if is_known or not can_be(sides, method):
                         continue
                     # In a process of its own, whose peak memory is that of one stage.
                     context = multiprocessing.get_context("spawn")
