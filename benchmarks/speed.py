@@ -116,18 +116,22 @@ class Bench:
             ),
         }
 
-    def population(self) -> Arms:
-        """A population in one batched call against a call for each prompt."""
-        found: Arms = {}
-        for name, model in (("labels", self.dual()), ("texts", self.sequence())):
-            train = model.encode(self.task.train)
-            prompts = stacked(self.starts(model, train, POPULATION))
-            run = stages.Run(model, prompts[[0]], train, train)
-            found |= {
-                f"{name}: one call of {POPULATION}": as_is(_population(run, prompts, POPULATION)),
-                f"{name}: {POPULATION} calls": as_is(_population(run, prompts, 1)),
-            }
-        return found
+    def population_labels(self) -> Arms:
+        """A population of prompts before the labels in one batched call, and one by one."""
+        return self._population(self.dual())
+
+    def population_texts(self) -> Arms:
+        """A population of prompts before the texts in one batched call, and one by one."""
+        return self._population(self.sequence())
+
+    def _population(self, model: TaskModel) -> Arms:
+        train = model.encode(self.task.train)
+        prompts = stacked(self.starts(model, train, POPULATION))
+        run = stages.Run(model, prompts[[0]], train, train)
+        return {
+            f"one call of {POPULATION}": as_is(_queried(run, prompts, POPULATION)),
+            f"{POPULATION} calls": as_is(_queried(run, prompts, 1)),
+        }
 
     def masked_head(self) -> Arms:
         """The head at the blank and for the labels' words against the head of the whole model."""
@@ -166,7 +170,7 @@ class Bench:
         }
 
 
-def _population(run: stages.Run, prompts: Prompt, size: int) -> Run:
+def _queried(run: stages.Run, prompts: Prompt, size: int) -> Run:
     parts = [prompts[i : i + size] for i in range(0, len(prompts), size)]  # type: ignore[misc]
     return lambda: [run.losses(part, run.train) for part in parts]
 
@@ -239,7 +243,8 @@ def trainer_of(pretrained: Pretrained, task: Task, n_steps: int) -> Callable[[],
 COMPARISONS: dict[str, Callable[[Bench], Arms]] = {
     "peft": Bench.peft,
     "cached": Bench.cached,
-    "population": Bench.population,
+    "population-labels": Bench.population_labels,
+    "population-texts": Bench.population_texts,
     "masked-head": Bench.masked_head,
     "at-once-labels": Bench.at_once_labels,
     "at-once-texts": Bench.at_once_texts,
