@@ -128,7 +128,7 @@ def prompt_kind(options: TuneOptions) -> PromptKind:
 
 
 def _lowrank(options: TuneOptions) -> LowRankPrompt:
-    if options.stage != "gradient":
+    if not _by_gradients(options):
         raise UserError(
             "--prompt-kind lowrank is trained by gradients only: take --stage gradient, this is "
             f"--stage {options.stage}."

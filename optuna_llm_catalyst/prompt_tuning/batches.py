@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import optuna
+from optuna.trial import BaseTrial
 from optuna.trial import FrozenTrial
 from optuna.trial import Trial
 from optuna.trial import TrialState
@@ -32,22 +34,35 @@ def run(
     """
     waiting: list[Trial] = []
     finished: list[FrozenTrial] = []
+
+    def tell(trial: BaseTrial, value: float | None) -> None:
+        assert isinstance(trial, Trial)
+        waiting.remove(trial)
+        state = TrialState.PRUNED if value is None else None
+        # Somebody else may have ended it.
+        finished.append(study.tell(trial, value, state=state, skip_if_finished=True))
+
     try:
-        stages = []
+        stages: list[ReadyStage] = []
         for _ in range(n_trials):
             waiting.append(study.ask())
-            stages.append(ready(waiting[-1]))
+            try:
+                stages.append(ready(waiting[-1]))
+            except optuna.TrialPruned:
+                tell(waiting[-1], None)
+                continue
+            if stages[-1].plan.reading.is_trained:  # Others may read under its text prompt.
+                stage = stages.pop()
+                (value,) = runner.run_together([stage])
+                tell(stage.trial, value)
         for group in alike(stages):
             for stage, value in zip(group, runner.run_together(group), strict=True):
-                state = TrialState.PRUNED if value is None else None
-                assert isinstance(stage.trial, Trial)
-                waiting.remove(stage.trial)
-                finished.append(study.tell(stage.trial, value, state=state))
-                for callback in callbacks:
-                    callback(study, finished[-1])
+                tell(stage.trial, value)
     finally:
         for trial in waiting:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+    for of_trial, callback in product(finished, callbacks):
+        callback(study, of_trial)
     return finished
 
 

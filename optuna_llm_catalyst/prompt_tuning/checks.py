@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import optuna
 
 from optuna_llm_catalyst import records
@@ -72,8 +74,8 @@ def check_kind(model: TaskModel, kind: PromptKind) -> None:
     kind.start(model.embed([[0]]), model.placement)
 
 
-def check_stage(model: TaskModel, stage: Stage, kind: PromptKind) -> None:
-    """Raises a ValueError if a stage cannot train a kind of prompt on a model."""
+def check_stage(model: TaskModel, stage: Stage, kind: PromptKind, task: Task) -> None:
+    """Raises a ValueError if a stage cannot train a kind of prompt on a model and a task."""
     if kind.needs_gradient and not needs_gradient(stage):
         raise ValueError(
             f"{type(stage).__name__} searches around embeddings without gradients, and the "
@@ -84,10 +86,17 @@ def check_stage(model: TaskModel, stage: Stage, kind: PromptKind) -> None:
             f"{type(stage).__name__} needs gradients, and {type(model).__name__} has none to "
             "give: take BlackBoxStage or ZerothOrderStage."
         )
-    if isinstance(stage, ContrastiveStage) and not isinstance(model, HasHead):
+    if not isinstance(stage, ContrastiveStage):
+        return
+    if not isinstance(model, HasHead):
         raise ValueError(
             f"ContrastiveStage needs a model with a linear head, such as SequenceClassifier; "
             f"{type(model).__name__} has none."
+        )
+    if max(Counter(example.label for example in task.train).values()) < 2:
+        raise ValueError(
+            "ContrastiveStage draws texts of one label together, and no label has two training "
+            "examples: take more, or GradientStage."
         )
 
 

@@ -205,7 +205,8 @@ class PromptTuningObjective:
         Args:
             study: The study.
             n_trials: How many trials; memory grows with it.
-            callbacks: As those of ``study.optimize``: called after each trial.
+            callbacks: Called with the study and each trial once all are finished. Unlike those
+                of ``study.optimize`` they cannot end a loop: ``study.stop`` raises.
 
         Returns:
             The finished trials.
@@ -335,7 +336,7 @@ class PromptTuningObjective:
             return make_ready(passes)
 
     def _checked(self, stage: Stage) -> Stage:
-        checks.check_stage(self.model, stage, self._kind)
+        checks.check_stage(self.model, stage, self._kind, self.task)
         return stage
 
     def _untrained(

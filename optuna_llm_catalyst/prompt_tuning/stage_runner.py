@@ -97,10 +97,10 @@ class StageRunner:
             stages: Some that differ in their trials and their starts alone, or a single one.
 
         Yields:
-            The value of each, None if the study's pruner stopped it.
+            The value of each, None if the study's pruner stopped it, or somebody ended its trial.
         """
         watches = [self._watch(ready) for ready in stages]
-        runs = [replace(watch.run, observe=watch) for watch in watches]
+        runs = [replace(watch.run, observe=watch.tolerant) for watch in watches]
         method = stages[0].stage
         with self._model.metered() as passes:
             if isinstance(method, BatchStage):
@@ -111,10 +111,14 @@ class StageRunner:
             passes.take(watch.passes)
         passes.sequences //= len(stages)
         for ready, watch, result in zip(stages, watches, results, strict=True):
+            if watch.is_ended:
+                yield None
+                continue
             with self._model.metered() as own:
                 for part in (ready.passes, passes, watch.passes):
                     own.add(part)
-                yield self._recorded(ready, watch, result, own)
+                value = self._recorded(ready, watch, result, own)
+            yield value
 
     def _watch(self, ready: ReadyStage) -> _Watch:
         plan = ready.plan
@@ -180,6 +184,7 @@ class _Watch:
         can_be_pruned: bool,
     ) -> None:
         self.is_pruned = False
+        self.is_ended = False
         self.passes = Passes()
         self.run = run
         self._trial = trial
@@ -196,6 +201,14 @@ class _Watch:
             stops = self._sees(evaluation)
         self.passes.add(passes)
         return stops
+
+    def tolerant(self, evaluation: Evaluation) -> bool:
+        """The same, but a trial that somebody else ended ends its own stage only."""
+        try:
+            return self(evaluation)
+        except optuna.exceptions.UpdateFinishedTrialError:
+            self.is_ended = True
+            return True
 
     def _sees(self, evaluation: Evaluation) -> bool:
         best, step = self._better(evaluation), evaluation.step

@@ -15,14 +15,15 @@ from tests.prompt_tuning.test_masked_lm import make as masked_lm
 from tests.prompt_tuning.tiny import LABELS
 
 
+LOW_RANK = ("--prompt-kind", "lowrank", "--rank", 2)
 METHODS: dict[str, tuple[tuple[object, ...], dict[str, Any]]] = {
     "deep on both sides": (("--prompt-kind", "deep"), {"stage": "GradientStage"}),
     "contrastive": (
-        ("--stage", "contrastive", "--model-type", "sequence-classifier"),
+        (*("--stage", "contrastive", "--model-type", "sequence-classifier"), *LOW_RANK),
         {"stage": "ContrastiveStage", "temperature": 0.1},
     ),
     "low rank on both sides": (
-        ("--prompt-kind", "lowrank", "--rank", 2),
+        LOW_RANK,
         {"stage": "GradientStage", "gate_lr": 1e-4},
     ),
     "bbt": (

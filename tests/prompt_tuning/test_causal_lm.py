@@ -302,6 +302,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a blank": ({"template": "{text} {mask}"}, "`template` may have {text} and {text_pair} only"),
     "a number": ({"template": "{text} {0}"}, "`template` may have"),
     "a label less": ({"verbalizers": {"food": ["food"]}}, "must have words for each of"),
+    "the same words": (
+        {"verbalizers": {**WORDS["several"], "food": WORDS["several"]["tool"]}},
+        "The labels 'food' and 'tool' have the same words",
+    ),
     "no words": ({"verbalizers": {**WORDS["several"], "food": []}}, "must have words for each of"),
     "an empty word": (
         {"verbalizers": {**WORDS["several"], "food": [" "]}},

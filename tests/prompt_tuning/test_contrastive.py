@@ -21,6 +21,7 @@ from .tiny import make_dual
 from .tiny import make_examples
 from .tiny import make_objective
 from .tiny import make_sequence
+from .tiny import make_task
 
 
 LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
@@ -102,6 +103,12 @@ def test_a_stage_of_it_learns_and_keeps_a_head_that_is_fitted() -> None:
 def test_a_model_without_a_head_is_refused(store: object) -> None:
     with pytest.raises(ValueError, match="ContrastiveStage needs a model with a linear head"):
         make_objective(store=store, model=make_dual(), stage=ContrastiveStage())  # type: ignore[arg-type]
+
+
+def test_a_task_of_one_example_a_label_is_refused(store: object) -> None:
+    task = make_task(train=make_examples(3, seed=1))
+    with pytest.raises(ValueError, match="no label has two training examples"):
+        make_objective("sequence", store=store, task=task, stage=ContrastiveStage())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 import shutil
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -70,6 +71,8 @@ def test_what_is_no_image_is_passed_over(tmp_path: Path) -> None:
         (red / name).write_text("not an image")
     (tmp_path / "train" / ".cache").mkdir()
     (red / "more").mkdir()
+    (red / ".ipynb_checkpoints").mkdir()
+    shutil.copy(red / "1.png", red / ".ipynb_checkpoints" / "1-checkpoint.png")
     shutil.move(red / "0.png", red / "more" / "0.PNG")  # A folder in a label's belongs to it.
     task = load_task(tmp_path)
     assert sum(sizes(task)) == 9
@@ -97,6 +100,20 @@ def test_an_image_is_read_upright_and_in_rgb(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png", exif=exif)
     read = read_image(str(tmp_path / "a.png"))
     assert (read.mode, read.size) == ("RGB", (2, 4))
+
+
+def test_an_image_of_16_bits_keeps_its_shades(tmp_path: Path) -> None:
+    shades = np.linspace(0, 2**16 - 1, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(shades).save(tmp_path / "a.png")
+    read = np.asarray(read_image(str(tmp_path / "a.png")))
+    assert np.array_equal(read[..., 0], shades >> 8)
+
+
+def test_a_label_may_be_called_train(tmp_path: Path) -> None:
+    folder = save_squares(tmp_path / "vehicles", **{".": 5})
+    (folder / "red").rename(folder / "train")
+    task = load_task(folder)
+    assert set(task.labels) == {"train", *COLOUR_NAMES} - {"red"}
 
 
 def _cut(path: Path) -> None:

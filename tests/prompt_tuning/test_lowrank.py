@@ -43,6 +43,7 @@ from optuna_llm_catalyst.prompt_tuning.stages import Evaluation
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
 
+from .test_causal_lm import classifier as make_causal
 from .test_masked_lm import classifier as make_masked
 from .tiny import LABELS
 from .tiny import make_examples
@@ -52,7 +53,11 @@ from .tiny import make_task
 from .tiny import TASK_MODELS
 
 
-MODELS: dict[str, Callable[[], TaskModel]] = {**TASK_MODELS, "masked": make_masked}
+MODELS: dict[str, Callable[[], TaskModel]] = {
+    **TASK_MODELS,
+    "masked": make_masked,
+    "causal": make_causal,
+}
 each_model = pytest.mark.parametrize("model_name", MODELS)
 KIND = LowRankPrompt(rank=2, hidden=5)
 TWO_SIDED = TwoSidedLowRankPrompt(rank=2, hidden=5)
@@ -214,6 +219,16 @@ def test_many_are_one_at_a_time(model_name: str) -> None:
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("model_name", ["masked", "causal"])
+def test_language_models_in_half_precision_take_it(model_name: str) -> None:
+    model: Any = MODELS[model_name]()
+    for module in (model.encoder, model._words):
+        module.to(torch.bfloat16)
+    split = encoded(model)
+    prompt = moved(model.start(IDS, split, KIND))
+    assert model.log_probs(prompt, split).isfinite().all()
 
 
 def test_a_kept_text_prompt_is_what_it_was_when_it_was_trained() -> None:

@@ -17,6 +17,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from optuna_llm_catalyst.exceptions import DataError
 from optuna_llm_catalyst.exceptions import first_line
 from optuna_llm_catalyst.exceptions import one_line
@@ -62,7 +64,17 @@ def read_image(path: str) -> Any:
     with _opened(path) as image:
         from PIL import ImageOps
 
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return ImageOps.exif_transpose(_of_eight_bits(image)).convert("RGB")
+
+
+def _of_eight_bits(image: Any) -> Any:
+    """An image of 16 bits a pixel by its upper 8; Pillow would cut the rest off as white."""
+    if not image.mode.startswith("I"):
+        return image
+    from PIL import Image
+
+    pixels = np.asarray(image)
+    return Image.fromarray((pixels.clip(0, 2**16 - 1) >> 8).astype(np.uint8))
 
 
 def check_image(path: str) -> None:
@@ -79,10 +91,15 @@ def write_blank_image(path: Path) -> None:
     Image.new("RGB", (32, 32)).save(path)
 
 
+def holds_folders(folder: Path) -> bool:
+    """Whether there is a folder in a folder."""
+    return bool(_folders(folder))
+
+
 def holds_labels(folder: Path) -> bool:
     """Whether any folder in a folder holds images. Folders in these are not looked at."""
     with _folder_errors(folder):
-        return any(_is_image(path) for label in _folders(folder) for path in label.iterdir())
+        return any(_is_image(p, folder) for label in _folders(folder) for p in label.iterdir())
 
 
 def read_folders(splits: Mapping[str, Path], *, has_splits: bool = True) -> ImageFolders:
@@ -156,12 +173,12 @@ def _folders(folder: Path) -> list[Path]:
 def _images(folder: Path) -> list[Path]:
     """The images in a folder and in the folders in it, but hidden ones."""
     with _folder_errors(folder):
-        return sorted(path for path in folder.rglob("*") if _is_image(path))
+        return sorted(path for path in folder.rglob("*") if _is_image(path, folder))
 
 
-def _is_image(path: Path) -> bool:
-    is_named_so = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    return is_named_so and path.is_file()
+def _is_image(path: Path, folder: Path) -> bool:
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
 
 
 def _table(folder: Path, labelled: Mapping[str, str]) -> Table:

@@ -17,6 +17,7 @@ from optuna_llm_catalyst.prompt_tuning.data.files import read_text
 from optuna_llm_catalyst.prompt_tuning.data.files import SUFFIXES
 from optuna_llm_catalyst.prompt_tuning.data.hub import load_hub
 from optuna_llm_catalyst.prompt_tuning.data.hub import PREFIX
+from optuna_llm_catalyst.prompt_tuning.data.images import holds_folders
 from optuna_llm_catalyst.prompt_tuning.data.images import holds_labels
 from optuna_llm_catalyst.prompt_tuning.data.images import ImageFolders
 from optuna_llm_catalyst.prompt_tuning.data.images import read_folders
@@ -130,9 +131,11 @@ def _read_splits(folder: Path) -> dict[str, Table] | ImageFolders:
         return {split: read_table(folder / name) for split, name in picked.items()}
     folders = {str(path): path.name for path in paths if (folder / path).is_dir()}
     picked = pick_splits(folders, str(folder))
-    if "train" in picked:
+    # A label may be called train, too, which other labels stand beside.
+    is_label = len(folders) > len(picked) and not holds_folders(folder / picked.get("train", ""))
+    if "train" in picked and not is_label:
         return read_folders({split: folder / name for split, name in picked.items()})
-    if not picked and holds_labels(folder):
+    if (is_label or not picked) and holds_labels(folder):
         return read_folders({"train": folder}, has_splits=False)
     raise DataError(
         f"{folder / 'train.jsonl'}: missing; a task needs it, or another file train of the kinds "

@@ -58,6 +58,8 @@ class PromptedEncoder:
     reads_images = False
     #: What of the pretrained model is needed besides its encoder.
     head: Head = "none"
+    #: Whether a sequence is read by its pooled states, or by one of them.
+    _pools = True
     #: Fields of a split that the encoder does not read.
     _unread: frozenset[str] = frozenset()
 
@@ -133,7 +135,7 @@ class PromptedEncoder:
     def _encodings(self, split: Split) -> Tensor:
         """Unit features of sequences without a prompt, of shape ``(B, h)``."""
         pooled = self._features(split, None, "texts", max_sequences=_MAX_ENCODED)
-        return F.normalize(pooled[0], dim=-1)
+        return F.normalize(pooled[0].float(), dim=-1)
 
     def _features(
         self, split: Split, prompt: Prompt | None, side: Side, *, max_sequences: int
@@ -217,11 +219,11 @@ class PromptedEncoder:
 
     @torch.no_grad()
     def _encoding_width(self) -> int:
-        """The width of pooled features, seen at a sequence of two tokens."""
+        """The width of encodings, seen at a sequence of two tokens."""
         ids = torch.arange(2, device=self.device).unsqueeze(0)
         mask = torch.ones_like(ids)
         hidden = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        return int(self._pooling(hidden, mask).shape[-1])
+        return int((self._pooling(hidden, mask) if self._pools else hidden).shape[-1])
 
     def _check_length(self, prompt: Prompt) -> None:
         """Raises if a prompt before texts is longer than the room that was kept for it."""

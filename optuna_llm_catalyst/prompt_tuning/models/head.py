@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,10 +24,17 @@ def fit_heads(features: Tensor, labels: Tensor, n_labels: int) -> dict[str, Tens
         n_labels: ``C``.
 
     Returns:
-        ``weight`` of shape ``(P, C, d)`` and ``bias`` of shape ``(P, C)``, in float32.
+        ``weight`` of shape ``(P, C, d)`` and ``bias`` of shape ``(P, C)``, in float32. They are
+        NaN where a prompt's features are not finite.
     """
+    n_prompts, _, width = features.shape
     features = features.detach().double()
-    ((weight, bias),) = logistic_regressions(features, labels, n_labels, [_PENALTY])
+    weight = features.new_full((n_prompts, n_labels, width), math.nan)
+    bias = features.new_full((n_prompts, n_labels), math.nan)
+    is_finite = features.isfinite().all(-1).all(-1)  # (P,)
+    if is_finite.any():
+        fitted = logistic_regressions(features[is_finite], labels, n_labels, [_PENALTY])
+        ((weight[is_finite], bias[is_finite]),) = fitted
     return {"weight": weight.float(), "bias": bias.float()}
 
 

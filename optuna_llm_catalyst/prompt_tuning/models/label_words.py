@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 import hashlib
 import json
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ class LabelWordsClassifier(PromptedEncoder):
     """
 
     batch_size = 16
+    _pools = False
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class LabelWordsClassifier(PromptedEncoder):
         words = templates.words_of(labels, verbalizers)
         #: The words of each label, each a list of token ids.
         self.verbalizers = {label: [self._ids_of(w) for w in words[label]] for label in labels}
+        _check_distinct(self.verbalizers)
         self._word_ids = sum(self.verbalizers.values(), [])
         # A label's score is the mean of its words'.
         rows = [i for i, label in enumerate(labels) for _ in self.verbalizers[label]]
@@ -73,10 +74,6 @@ class LabelWordsClassifier(PromptedEncoder):
         self.fingerprint += f":{hashlib.sha256(described.encode()).hexdigest()[:8]}"
         self.placement = self._placed(("texts",), max_virtual_tokens)
         self._text_room = min(max_length, self._free_positions())
-
-    def _encoding_width(self) -> int:
-        config: Any = self.encoder.config
-        return int(config.hidden_size)
 
     def _ids_of(self, word: str) -> list[int]:
         """The token ids of a word where the template has it."""
@@ -110,3 +107,14 @@ class LabelWordsClassifier(PromptedEncoder):
     def _n_further(self) -> int:
         """Tokens of the longest word behind its first."""
         return max(map(len, self._word_ids)) - 1
+
+
+def _check_distinct(verbalizers: dict[str, list[list[int]]]) -> None:
+    """Raises a ValueError if two labels have the same words: no text could tell them apart."""
+    seen: dict[frozenset[tuple[int, ...]], str] = {}
+    for label, words in verbalizers.items():
+        if (other := seen.setdefault(frozenset(map(tuple, words)), label)) != label:
+            raise ValueError(
+                f"The labels {other!r} and {label!r} have the same words: give one of them "
+                "others in `verbalizers`."
+            )
