@@ -39,6 +39,7 @@ DESCRIBED = {
     "BlackBoxModel",
     "BlackBoxStage",
     "CLIPClassifier",
+    "ContrastiveStage",
     "DistilledStage",
     "GradientStage",
     "LowRankPrompt",
