@@ -135,7 +135,8 @@ class PromptedEncoder:
     def _encodings(self, split: Split) -> Tensor:
         """Unit features of sequences without a prompt, of shape ``(B, h)``."""
         pooled = self._features(split, None, "texts", max_sequences=_MAX_ENCODED)
-        return F.normalize(pooled[0].float(), dim=-1)
+        whole = torch.promote_types(pooled.dtype, torch.float32)  # What is in half precision.
+        return F.normalize(pooled[0].to(whole), dim=-1)
 
     def _features(
         self, split: Split, prompt: Prompt | None, side: Side, *, max_sequences: int
