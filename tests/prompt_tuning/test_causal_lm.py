@@ -7,23 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
-from optuna.artifacts import FileSystemArtifactStore
 import pytest
 import torch
 from torch import nn
 from torch import Tensor
 import transformers
 
-from optuna_llm_catalyst import PromptSpace
 from optuna_llm_catalyst.prompt_tuning import CausalLMClassifier
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import Example
-from optuna_llm_catalyst.prompt_tuning import load_classifier
-from optuna_llm_catalyst.prompt_tuning import load_pretrained
 from optuna_llm_catalyst.prompt_tuning import Pretrained
-from optuna_llm_catalyst.prompt_tuning import PromptTuningObjective
 from optuna_llm_catalyst.prompt_tuning.models import causal_lm
 from optuna_llm_catalyst.prompt_tuning.models import Passes
 from optuna_llm_catalyst.prompt_tuning.models import SOFT
@@ -38,10 +31,10 @@ from .test_families import COMMON
 from .test_families import DECODER
 from .test_families import SPECIAL_IDS
 from .test_families import unpadded
+from .test_masked_lm import assert_a_study_is_used_as_any_other
 from .tiny import bert_tokenizer
 from .tiny import LABELS
 from .tiny import make_examples
-from .tiny import make_task
 from .tiny import tiny_stage
 
 
@@ -267,33 +260,9 @@ def test_words_are_tokens_as_they_stand_behind_the_template(template: str) -> No
 
 
 def test_a_study_of_it_is_used_as_any_other(tmp_path: Path) -> None:
-    """From the folder of a model to a classifier that is loaded again."""
-    model, tokenizer = make("gpt2")
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    pretrained = load_pretrained(str(tmp_path / "model"), head="causal-lm")
-    task_model = CausalLMClassifier(
-        pretrained, LABELS, verbalizers=WORDS["several"], max_virtual_tokens=6, max_length=12
+    assert_a_study_is_used_as_any_other(
+        CausalLMClassifier, make("gpt2"), WORDS["several"], tmp_path
     )
-    (tmp_path / "store").mkdir()
-    objective = PromptTuningObjective(
-        task_model,
-        make_task(),
-        PromptSpace(tokenizer, 3),
-        stage=tiny_stage(n_steps=2),
-        artifact_store=FileSystemArtifactStore(str(tmp_path / "store")),
-        n_checked_swaps=1,
-    )
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(objective, n_trials=2)
-    made = objective.classifier(study)
-    made.save(tmp_path / "classifier.safetensors")
-    found = load_classifier(tmp_path / "classifier.safetensors")
-    texts = [example.text for example in make_task().test]
-    assert np.array_equal(found.predict_proba(texts), made.predict_proba(texts))
-    assert isinstance(found.model, CausalLMClassifier)
-    assert found.model.verbalizers == task_model.verbalizers
-    assert found.model.fingerprint == task_model.fingerprint
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

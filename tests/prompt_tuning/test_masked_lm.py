@@ -16,6 +16,7 @@ from torch import Tensor
 import transformers
 
 from optuna_llm_catalyst import PromptSpace
+from optuna_llm_catalyst.prompt_tuning import CausalLMClassifier
 from optuna_llm_catalyst.prompt_tuning import DeepPrompt
 from optuna_llm_catalyst.prompt_tuning import Example
 from optuna_llm_catalyst.prompt_tuning import load_classifier
@@ -168,32 +169,42 @@ def test_both_texts_of_a_pair_are_read() -> None:
     assert not torch.allclose(model.log_probs(prompt, one), model.log_probs(prompt, two))
 
 
-def test_a_study_of_it_is_used_as_any_other(tmp_path: Path) -> None:
-    """From the folder of a model to a classifier that is loaded again."""
-    model, tokenizer = make("bert")
-    for part in (model, tokenizer):
-        part.save_pretrained(tmp_path / "model")
-    pretrained = load_pretrained(str(tmp_path / "model"), head="masked-lm")
-    task_model = MaskedLMClassifier(
-        pretrained, LABELS, verbalizers=WORDS, max_virtual_tokens=6, max_length=12
+def assert_a_study_is_used_as_any_other(
+    kind: type[CausalLMClassifier] | type[MaskedLMClassifier],
+    parts: tuple[Any, Any],
+    verbalizers: dict[str, list[str]],
+    folder: Path,
+) -> None:
+    """From the folder of a model, made of it and its tokenizer, to a classifier loaded again."""
+    for part in parts:
+        part.save_pretrained(folder / "model")
+    pretrained = load_pretrained(str(folder / "model"), head=kind.head)
+    task_model = kind(
+        pretrained, LABELS, verbalizers=verbalizers, max_virtual_tokens=6, max_length=12
     )
-    (tmp_path / "store").mkdir()
+    (folder / "store").mkdir()
     objective = PromptTuningObjective(
         task_model,
         make_task(),
-        PromptSpace(tokenizer, 3),
-        stage=tiny_stage(),
-        artifact_store=FileSystemArtifactStore(str(tmp_path / "store")),
+        PromptSpace(parts[1], 3),
+        stage=tiny_stage(n_steps=2),
+        artifact_store=FileSystemArtifactStore(str(folder / "store")),
+        n_checked_swaps=1,
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(objective, n_trials=2)
     made = objective.classifier(study)
-    made.save(tmp_path / "classifier.safetensors")
-    found = load_classifier(tmp_path / "classifier.safetensors")
+    made.save(folder / "classifier.safetensors")
+    found = load_classifier(folder / "classifier.safetensors")
     texts = [example.text for example in make_task().test]
     assert np.array_equal(found.predict_proba(texts), made.predict_proba(texts))
-    assert isinstance(found.model, MaskedLMClassifier)
+    assert isinstance(found.model, kind)
     assert found.model.verbalizers == task_model.verbalizers
+    assert found.model.fingerprint == task_model.fingerprint
+
+
+def test_a_study_of_it_is_used_as_any_other(tmp_path: Path) -> None:
+    assert_a_study_is_used_as_any_other(MaskedLMClassifier, make("bert"), WORDS, tmp_path)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
