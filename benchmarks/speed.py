@@ -200,8 +200,8 @@ def trainer_of(pretrained: Pretrained, task: Task, n_steps: int) -> Callable[[],
             type(config)(**config.to_dict() | {"num_labels": len(task.labels)})
         )
         whole.base_model.load_state_dict(pretrained.encoder.state_dict(), strict=False)
-        folder = tempfile.mkdtemp()
-        tokenizer.save_pretrained(folder)
+        folder = tempfile.TemporaryDirectory()
+        tokenizer.save_pretrained(folder.name)
         prompted = get_peft_model(
             whole,
             PromptTuningConfig(
@@ -209,11 +209,11 @@ def trainer_of(pretrained: Pretrained, task: Task, n_steps: int) -> Callable[[],
                 num_virtual_tokens=n_tokens,
                 prompt_tuning_init=PromptTuningInit.TEXT,
                 prompt_tuning_init_text=WORDS,
-                tokenizer_name_or_path=folder,
+                tokenizer_name_or_path=folder.name,
             ),
         )
         arguments = transformers.TrainingArguments(
-            folder,
+            folder.name,
             max_steps=n_steps,
             per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=64,
@@ -235,7 +235,12 @@ def trainer_of(pretrained: Pretrained, task: Task, n_steps: int) -> Callable[[],
             callbacks=[],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        return trainer.train
+
+        def run() -> None:
+            with folder:
+                trainer.train()
+
+        return run
 
     return prepare
 
