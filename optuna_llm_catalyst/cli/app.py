@@ -20,6 +20,7 @@ import typer
 from optuna_llm_catalyst import records
 from optuna_llm_catalyst.cli import options
 from optuna_llm_catalyst.cli import output
+from optuna_llm_catalyst.cli.interrupts import between_storage_calls
 from optuna_llm_catalyst.cli.tune_options import TuneOptions
 from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
@@ -39,7 +40,7 @@ def run() -> int:
     # package's own log only the records that cannot be read are said nowhere else.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.get_logger(f"optuna.{records.__name__}").setLevel(optuna.logging.WARNING)
-    with output.guarded(), warnings.catch_warnings():
+    with output.guarded(), between_storage_calls(), warnings.catch_warnings():
         # An enqueued prompt with a wrong token id is an error of ours, in one line.
         warnings.filterwarnings("ignore", message="Fixed parameter")
         try:
