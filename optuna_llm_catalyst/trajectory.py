@@ -20,14 +20,15 @@ class Swap(Row):
         position: Position of the virtual token, from 0.
         old: The word that stands there.
         new: The word that would replace it.
-        predicted: Change of the training loss that the gradient predicts, to first order.
+        predicted: Change of the training loss that the gradient predicts, to first order; None
+            where there is no gradient.
         measured: Change of the validation loss in a real forward pass; None if not checked.
     """
 
     position: int
     old: str
     new: str
-    predicted: AnyFloat
+    predicted: float | None
     measured: float | None = None
 
 

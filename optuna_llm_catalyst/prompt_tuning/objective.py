@@ -99,7 +99,8 @@ class PromptTuningObjective:
             does not depend on when it is tried.
         artifact_store: Where trained prompts go; by default ``llm_catalyst_artifacts``.
         distance: How near words are found for the trajectory, ``cosine`` or ``l2``.
-        n_checked_swaps: Word swaps measured for each new projection; 0 to save the passes.
+        n_checked_swaps: Word swaps measured, at most, for each new projection or, without
+            gradients, for each new drift; 0 to save the passes.
         share_examples: Whether some misclassified validation texts may be kept on the trial,
             from where a meta-prompt may take them. How often labels are confused always is.
             Images are never kept.

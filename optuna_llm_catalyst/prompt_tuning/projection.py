@@ -10,8 +10,9 @@ notation          shape         meaning
 ================  ============  =====================================================
 
 Nearest words hardly move while the embeddings do, so two more signals are read off: *drift*,
-the words towards which the virtual tokens moved, and *swaps*, the words whose substitution the
-gradient predicts to help, of which the best few are then tried for real.
+the words towards which the virtual tokens moved, and *swaps*, substitutions of one word that are
+tried for real: those that the gradient predicts to help most or, without a gradient, the words of
+the drift.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ from optuna_llm_catalyst.trajectory import TrajectoryPoint
 
 Distance = Literal["cosine", "l2"]
 Embed = Callable[[Sequence[Sequence[int]]], Tensor]
+
+#: Rows of a table of words, one a position; words in place of others: a position and a row each.
+Rows = tuple[int, ...]
+Replacements = tuple[tuple[int, int], ...]
+_Key = tuple[Rows, Replacements]
 
 #: A virtual token that moved by less than this part of its norm has no direction to speak of.
 _MIN_DRIFT = 1e-3
@@ -89,10 +95,11 @@ def nearest(prompt: Tensor, table: WordTable, distance: Distance = "cosine") -> 
     return [int(i) for i in closeness.argmax(-1)]  # closeness: (L, W)
 
 
-def drift(prompt: Tensor, start: Tensor, table: WordTable) -> tuple[DriftWord, ...]:
+def drift(prompt: Tensor, start: Tensor, table: WordTable) -> list[tuple[int, int, float]]:
     """For each virtual token that moved, the word whose direction from the start fits best.
 
-    The cosine between p_t - p_0 and e_w - p_0, largest over w; strongest first.
+    The cosine between p_t - p_0 and e_w - p_0, largest over w; strongest first. Each is a
+    position, a row of the table and the cosine.
     """
     moved = prompt - start  # (L, d)
     # (e_w - p_0)·(p_t - p_0), and its norms, without a tensor of shape (L, W, d).
@@ -104,11 +111,11 @@ def drift(prompt: Tensor, start: Tensor, table: WordTable) -> tuple[DriftWord, .
     least = _MIN_DRIFT * start.norm(dim=-1, keepdim=True)  # (L, 1)
     cosines, rows = fits.masked_fill(norms < least, -torch.inf).max(-1)
     found = [
-        DriftWord(position, table.words[int(rows[position])], float(cosines[position]))
+        (position, int(rows[position]), float(cosines[position]))
         for position in range(len(prompt))
         if length[position] > least[position] and cosines[position].isfinite()
     ]
-    return tuple(sorted(found, key=lambda word: -word.cosine))
+    return sorted(found, key=lambda word: -word[2])
 
 
 def promising_swaps(
@@ -137,8 +144,10 @@ class Projector:
         run: The stage's run.
         table: The words that may be named; must contain the start's tokens.
         distance: How near words are found.
-        n_checked_swaps: Swaps that are measured for each new projection. A model without
-            gradients has none.
+        n_checked_swaps: Swaps that are measured for each new projection, at most.
+        by_gradient: Whether the gradient says which swaps to measure, if the model has one.
+            Otherwise the drift does, one word a position, and its words are measured whenever
+            they change.
     """
 
     def __init__(
@@ -148,6 +157,7 @@ class Projector:
         *,
         distance: Distance = "cosine",
         n_checked_swaps: int = 8,
+        by_gradient: bool = True,
     ) -> None:
         self._run = run
         self._model = run.model
@@ -155,17 +165,20 @@ class Projector:
         self._start = run.start.words()[0].detach()  # (L, d)
         self._table = table
         self._distance: Distance = distance
-        self._n_checked_swaps = n_checked_swaps if run.model.is_differentiable else 0
+        self._n_checked_swaps = n_checked_swaps
+        self._by_gradient = by_gradient and run.model.is_differentiable
         # Projections rarely change within a stage: each is measured once.
-        self._measured: dict[tuple[int, ...], tuple[float, tuple[Swap, ...]]] = {}
+        self._measured: dict[_Key, tuple[float, tuple[Swap, ...]]] = {}
 
     def point(self, evaluation: Evaluation) -> TrajectoryPoint:
         """The trajectory's point at an evaluation."""
         words = evaluation.prompt.words()[0]  # (L, d)
         rows = tuple(nearest(words, self._table, self._distance))
-        if rows not in self._measured:
-            self._measured[rows] = self._measure(rows)
-        hard_loss, swaps = self._measured[rows]
+        moved = drift(words, self._start, self._table)
+        drifted = () if self._by_gradient else self._new_words(rows, moved)
+        if (rows, drifted) not in self._measured:
+            self._measured[rows, drifted] = self._measure(rows, drifted)
+        hard_loss, swaps = self._measured[rows, drifted]
         return TrajectoryPoint(
             step=evaluation.step,
             words=tuple(self._table.words[row] for row in rows),
@@ -173,22 +186,27 @@ class Projector:
             accuracy=evaluation.accuracy,
             hard_loss=hard_loss,
             token_ids=self._token_ids(rows),
-            drift=drift(words, self._start, self._table),
+            drift=tuple(DriftWord(at, self._table.words[row], fit) for at, row, fit in moved),
             swaps=swaps,
         )
 
-    def _measure(self, rows: tuple[int, ...]) -> tuple[float, tuple[Swap, ...]]:
+    def _new_words(self, rows: Rows, moved: Sequence[tuple[int, int, float]]) -> Replacements:
+        """The words of the drift that stand elsewhere than their position, the first few."""
+        words = [(position, row) for position, row, _ in moved if rows[position] != row]
+        return tuple(words[: self._n_checked_swaps])
+
+    def _measure(self, rows: Rows, drifted: Replacements) -> tuple[float, tuple[Swap, ...]]:
         """The loss of a hard prompt, and its best swaps with the change they really make.
 
         With a fresh head, where the model has one: the loss is then that of the words, comparable
         with a screened candidate's, and does not depend on when they were met.
         """
         hard = self._model.start([self._token_ids(rows)], self._run.train, self._kind)
-        swaps = []
-        if self._n_checked_swaps:
+        swaps: list[tuple[int, int, float | None]] = [(*swap, None) for swap in drifted]
+        if self._by_gradient and self._n_checked_swaps:
             gradient = self._gradient(rows, hard)
             embeddings = self._table.embeddings[list(rows)]  # (L, d)
-            swaps = promising_swaps(embeddings, gradient, self._table, self._n_checked_swaps)
+            swaps += promising_swaps(embeddings, gradient, self._table, self._n_checked_swaps)
         swapped = [_replaced(rows, position, row) for position, row, _ in swaps]
         tried = self._placed(self._model.embed([self._token_ids(r) for r in (rows, *swapped)]))
         tried = tried.with_head(hard.head)
@@ -224,5 +242,5 @@ class Projector:
         return tuple(self._table.token_ids[row] for row in rows)
 
 
-def _replaced(rows: tuple[int, ...], position: int, row: int) -> tuple[int, ...]:
+def _replaced(rows: Rows, position: int, row: int) -> Rows:
     return (*rows[:position], row, *rows[position + 1 :])

@@ -47,7 +47,7 @@ class StageRunner:
         metric: What the value of a stage is.
         seed: Seed of the batches' order.
         distance: How near words are found.
-        n_checked_swaps: Word swaps measured for each new projection.
+        n_checked_swaps: Word swaps measured for each new projection, or drift.
         observe: Called at each evaluation.
     """
 
@@ -153,8 +153,9 @@ class StageRunner:
             replace(run, start=sides(run.start)[0]),
             self._table_with(prompt.token_ids),
             distance=self._distance,
-            # Gradients say which swaps are worth measuring.
-            n_checked_swaps=self._n_checked_swaps if needs_gradient(stage) else 0,
+            n_checked_swaps=self._n_checked_swaps,
+            # A stage that does without gradients has words that cost none, either.
+            by_gradient=needs_gradient(stage),
         )
 
     def _table_with(self, token_ids: Sequence[int]) -> WordTable:

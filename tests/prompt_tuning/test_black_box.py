@@ -415,6 +415,8 @@ def test_an_llm_restarts_stages_on_a_model_behind_a_server(
         assert trial.value <= trial.intermediate_values[0]
         trajectory = load_trajectory(trial)
         assert trajectory is not None and len(trajectory.points) >= 2
+        swaps = [swap for point in trajectory.points for swap in point.swaps]
+        assert swaps and all(s.predicted is None and s.measured is not None for s in swaps)
     classifier = objective().classifier(cut)
     texts = [example.text for example in make_task().test]
     assert set(classifier.predict(texts)) <= set(make_task().labels)
