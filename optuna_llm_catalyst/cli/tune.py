@@ -39,6 +39,7 @@ from optuna_llm_catalyst.prompt_tuning.finding import Found
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.proposers.phrases import MAX_EXAMPLE
 from optuna_llm_catalyst.proposers.sections import MetaPromptOptions
+from optuna_llm_catalyst.providers import Provider
 from optuna_llm_catalyst.study_check import check_trials
 
 
@@ -74,24 +75,7 @@ def run(options: TuneOptions) -> int:
             n_stages=n_finished + max(options.stages, 1),
             sections=sections,
         )
-        proposer = None
-        if provider is not None:
-            proposer = LLMProposer(provider, **vars(told), timeout=options.llm_timeout)
-        # The LLM was reached a moment ago: what failed before says nothing now. Replies that
-        # are replayed fail as they did.
-        is_reached = provider is not None and not isinstance(provider, ReplayProvider)
-        n_trials = len(records.all_trials(study)) if is_reached else 0
-        study.sampler = _sampler(options, objective, told, proposer, n_trials)
-        setup = meta_prompt.MetaPromptSetup(
-            model=options.model,
-            num_virtual_tokens=options.num_virtual_tokens,
-            n_candidates=options.n_candidates,
-            top_k=options.top_k,
-            max_tokens=proposer.max_meta_prompt_tokens if proposer else None,
-            options=told,
-            screened=options.screen != "none",
-        )
-        study.set_user_attr(meta_prompt.SETUP, asdict(setup))
+        _equip(study, objective, options, provider, told)
     output.say(line)
     if options.share_examples:
         output.say("Examples are kept in the study and shown to the LLM (--share-examples).")
@@ -136,6 +120,34 @@ def _model_and_objective(
         observe=progress.evaluated,
     )
     return model, objective
+
+
+def _equip(
+    study: optuna.Study,
+    objective: prompt_tuning.PromptTuningObjective,
+    options: TuneOptions,
+    provider: Provider | None,
+    told: MetaPromptOptions,
+) -> None:
+    """Gives the study its sampler, and keeps what `meta-prompt` needs to say what the LLM sees."""
+    proposer = None
+    if provider is not None:
+        proposer = LLMProposer(provider, **vars(told), timeout=options.llm_timeout)
+    # The LLM was reached a moment ago: what failed before says nothing now. Replies that are
+    # replayed fail as they did.
+    is_reached = provider is not None and not isinstance(provider, ReplayProvider)
+    n_trials = len(records.all_trials(study)) if is_reached else 0
+    study.sampler = _sampler(options, objective, told, proposer, n_trials)
+    setup = meta_prompt.MetaPromptSetup(
+        model=options.model,
+        num_virtual_tokens=options.num_virtual_tokens,
+        n_candidates=options.n_candidates,
+        top_k=options.top_k,
+        max_tokens=proposer.max_meta_prompt_tokens if proposer else None,
+        options=told,
+        screened=options.screen != "none",
+    )
+    study.set_user_attr(meta_prompt.SETUP, asdict(setup))
 
 
 def _sampler(

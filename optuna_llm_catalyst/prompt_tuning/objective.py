@@ -11,7 +11,6 @@ import optuna
 from optuna.trial import BaseTrial
 
 from optuna_llm_catalyst.exceptions import check_at_least
-from optuna_llm_catalyst.exceptions import CheckpointError
 from optuna_llm_catalyst.prompt_space import PromptSpace
 from optuna_llm_catalyst.prompt_space import RestartPrompt
 from optuna_llm_catalyst.prompt_tuning import batches
@@ -22,11 +21,6 @@ from optuna_llm_catalyst.prompt_tuning.checkpoints import TrainedPrompt
 from optuna_llm_catalyst.prompt_tuning.classifier import PromptClassifier
 from optuna_llm_catalyst.prompt_tuning.data import Task
 from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
-from optuna_llm_catalyst.prompt_tuning.ensemble import averaged
-from optuna_llm_catalyst.prompt_tuning.ensemble import grouped
-from optuna_llm_catalyst.prompt_tuning.ensemble import member_trials
-from optuna_llm_catalyst.prompt_tuning.ensemble import PromptEnsemble
-from optuna_llm_catalyst.prompt_tuning.fitted import fit_groups
 from optuna_llm_catalyst.prompt_tuning.metrics import as_metric
 from optuna_llm_catalyst.prompt_tuning.metrics import LOSS
 from optuna_llm_catalyst.prompt_tuning.metrics import Measure
@@ -310,20 +304,9 @@ class PromptTuningObjective:
             ValueError: If ``k`` is below one.
             CheckpointError: If no stage is complete, or none has a prompt that can be loaded.
         """
-        numbers = {trial.number for trial in member_trials(study, k)}
-        members = [m for m in self.ensemble.members(study) if m.number in numbers]
-        if not members:
-            raise CheckpointError(f"study {study.study_name!r} has no stage that can be loaded.")
-        groups = averaged(grouped(members), self.model)
-        has_fit = fit and any(group.readout is not None for group in groups)
-        found = PromptEnsemble(
-            fit_groups(groups, self.data) if has_fit else groups,
-            tuple(self.task.labels),
-            self.model.name,
-            self.model.fingerprint,
-        )
+        found, is_fitted = self.ensemble.together(study, k, fit=fit)
         reads_pairs = any(example.text_pair is not None for example in self.task.train)
-        return PromptClassifier(self.model, found, is_fitted=has_fit, reads_pairs=reads_pairs)
+        return PromptClassifier(self.model, found, is_fitted=is_fitted, reads_pairs=reads_pairs)
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:

@@ -17,6 +17,7 @@ from optuna_llm_catalyst.prompt_tuning.encoded_task import EncodedTask
 from optuna_llm_catalyst.prompt_tuning.encoded_task import sides
 from optuna_llm_catalyst.prompt_tuning.ensemble import ComparesFeatures
 from optuna_llm_catalyst.prompt_tuning.ensemble import Member
+from optuna_llm_catalyst.prompt_tuning.fitted import fit_groups
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
 from optuna_llm_catalyst.prompt_tuning.prompt_store import PromptStore
 from optuna_llm_catalyst.prompt_tuning.prompts import Prompt
@@ -58,6 +59,29 @@ class StudyEnsemble:
                     continue
             found.append(self._members[key])
         return found
+
+    def together(
+        self, study: optuna.Study, k: int | None, *, fit: bool
+    ) -> tuple[ensemble.PromptEnsemble, bool]:
+        """The ensemble of the ``k`` best stages, or all, and whether it is fitted to the task.
+
+        Raises:
+            ValueError: If ``k`` is below one.
+            CheckpointError: If no stage is complete, or none has a prompt that can be loaded.
+        """
+        numbers = {trial.number for trial in ensemble.member_trials(study, k)}
+        members = [member for member in self.members(study) if member.number in numbers]
+        if not members:
+            raise CheckpointError(f"study {study.study_name!r} has no stage that can be loaded.")
+        groups = ensemble.averaged(ensemble.grouped(members), self._model)
+        is_fitted = fit and any(group.readout is not None for group in groups)
+        found = ensemble.PromptEnsemble(
+            fit_groups(groups, self._data) if is_fitted else groups,
+            tuple(self._model.labels),
+            self._model.name,
+            self._model.fingerprint,
+        )
+        return found, is_fitted
 
     def _warn(self, key: tuple[str, int], error: CheckpointError) -> None:
         # It is tried again each time: a store may have had a bad moment.
