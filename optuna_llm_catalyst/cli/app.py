@@ -26,6 +26,7 @@ from optuna_llm_catalyst.exceptions import CatalystError
 from optuna_llm_catalyst.exceptions import first_line
 
 
+_DISTILLED = "optuna_llm_catalyst.prompt_tuning.stages.distilled"
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,9 +38,11 @@ app = typer.Typer(
 def run() -> int:
     """Runs the command line and returns the exit code."""
     # What matters of Optuna's warnings the commands say themselves, without tracebacks; of the
-    # package's own log only the records that cannot be read are said nowhere else.
+    # package's own log the records that cannot be read are said nowhere else.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     optuna.logging.get_logger(f"optuna.{records.__name__}").setLevel(optuna.logging.WARNING)
+    # Nothing else says that a student was left out. Its module would import torch.
+    optuna.logging.get_logger(f"optuna.{_DISTILLED}").setLevel(optuna.logging.INFO)
     with output.guarded(), between_storage_calls(), warnings.catch_warnings():
         # An enqueued prompt with a wrong token id is an error of ours, in one line.
         warnings.filterwarnings("ignore", message="Fixed parameter")

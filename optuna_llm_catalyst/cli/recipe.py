@@ -82,16 +82,36 @@ def _by_gradients(options: TuneOptions) -> bool:
     return options.stage in ("gradient", "contrastive")
 
 
+def _check_gradients(options: TuneOptions) -> None:
+    """Refuses what only stages with gradients have, in one without."""
+    if _by_gradients(options):
+        return
+    given = {
+        "--schedule": options.schedule != TuneOptions.schedule,
+        "--patience": options.patience is not None and not options.refine_steps,
+        "--text-steps": options.text_steps is not None,
+        "--text-lr": options.text_lr != TuneOptions.text_lr,
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise UserError(f"{name} needs a stage with gradients, this is --stage {options.stage}.")
+    if options.stage != "zo" and options.lr is not None:
+        raise UserError(f"--stage {options.stage} has no learning rate: leave --lr out.")
+
+
+def check_refining(options: TuneOptions) -> None:
+    """Refuses a last stage that cannot be, before the others are trained."""
+    own: Any = stage(options)
+    try:
+        own.with_budget(options.refine_steps)
+    except ValueError as error:
+        raise UserError(f"--refine-steps {options.refine_steps}: {error}") from error
+
+
 def stage(options: TuneOptions) -> Stage:
     """A stage as the options say."""
+    _check_gradients(options)
     given = {"lr": options.lr, "eval_every": options.eval_every}
     common: dict[str, Any] = {n: value for n, value in given.items() if value is not None}
-    if not _by_gradients(options) and options.schedule != "constant":
-        raise UserError(
-            f"--schedule needs a stage with gradients, this is --stage {options.stage}."
-        )
-    if not _by_gradients(options) and options.stage != "zo" and options.lr is not None:
-        raise UserError(f"--stage {options.stage} has no learning rate: leave --lr out.")
     if _by_gradients(options):
         method = ContrastiveStage if options.stage == "contrastive" else GradientStage
         return method(

@@ -102,6 +102,7 @@ def _model_and_objective(
     options: TuneOptions, task: prompt_tuning.Task, found: Found, progress: StageProgress
 ) -> tuple[TaskModel, prompt_tuning.PromptTuningObjective]:
     model, pretrained = task_models.make(options, task, found)
+    recipe.check_refining(options)
     make_stage = recipe.make_stage(options)
     objective = prompt_tuning.PromptTuningObjective(
         model,

@@ -15,11 +15,13 @@ from optuna_llm_catalyst.prompt_tuning.metrics import Metric
 from optuna_llm_catalyst.prompt_tuning.models import HasHead
 from optuna_llm_catalyst.prompt_tuning.models import reads_images
 from optuna_llm_catalyst.prompt_tuning.models import TaskModel
+from optuna_llm_catalyst.prompt_tuning.prompts import on_both_sides
 from optuna_llm_catalyst.prompt_tuning.prompts import PromptKind
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 from optuna_llm_catalyst.prompt_tuning.stages import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning.stages import needs_gradient
 from optuna_llm_catalyst.prompt_tuning.stages import Stage
+from optuna_llm_catalyst.prompt_tuning.text_prompts import LaterTexts
 
 
 def check_parts(model: TaskModel, task: Task, space: PromptSpace, n_text_prompts: int) -> None:
@@ -72,6 +74,16 @@ def check_shared(model: TaskModel, share_examples: bool) -> None:
 def check_kind(model: TaskModel, kind: PromptKind) -> None:
     """Raises a ValueError if a model cannot take a kind of prompt."""
     kind.start(model.embed([[0]]), model.placement)
+
+
+def check_later_kind(kind: PromptKind, n_text_prompts: int, later_texts: LaterTexts) -> None:
+    """Raises a ValueError if later stages would train a text prompt under another."""
+    if n_text_prompts and later_texts != "plain" and kind.name == on_both_sides(kind).name:
+        raise ValueError(
+            f"`prompt_kind` {kind.name} trains a prompt before texts in every stage, which cannot "
+            f"stand before texts under a kept prompt (`later_texts` is {later_texts!r}): take "
+            "`n_text_prompts=0`, or the kind of one side."
+        )
 
 
 def check_stage(model: TaskModel, stage: Stage, kind: PromptKind, task: Task) -> None:

@@ -171,6 +171,7 @@ class PromptTuningObjective:
         checks.check_parts(model, task, space, n_text_prompts)
         checks.check_shared(model, share_examples)
         checks.check_kind(model, on_both_sides(prompt_kind) if n_text_prompts else prompt_kind)
+        checks.check_later_kind(prompt_kind, n_text_prompts, later_texts)
         if make_stage is None:
             self._checked(common)
         if n_text_prompts:

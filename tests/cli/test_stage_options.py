@@ -62,6 +62,13 @@ def test_a_method_runs_and_resumes(tune: Cli, cli: Cli, name: str) -> None:
     assert exported.code == 0, exported.err
 
 
+def test_a_student_that_is_left_out_is_said(tune: Cli) -> None:
+    options = ("--stage", "gdfo", "--stages", 1, "--queries", 31, "--population-size", 5)
+    result = tune(*options, "--intrinsic-dim", 2, "--alpha", 50)
+    assert result.code == 0, result.err
+    assert "The student agrees with the black box on " in result.err
+
+
 def test_stages_are_trained_at_once(tune: Cli) -> None:
     result = tune("--stages", 3, "--stages-at-once", 2, "--text-prompts", 0)
     assert result.code == 0, result.err
@@ -164,6 +171,22 @@ REFUSED: dict[str, tuple[tuple[object, ...], str]] = {
     "a schedule of zo": (
         ("--stage", "zo", "--schedule", "cosine"),
         "error: --schedule needs a stage with gradients, this is --stage zo.",
+    ),
+    "a patience of bbt": (
+        ("--stage", "bbt", "--patience", 2),
+        "error: --patience needs a stage with gradients, this is --stage bbt.",
+    ),
+    "steps of a text prompt of bbt": (
+        ("--stage", "bbt", "--text-prompts", 1, "--text-steps", 5),
+        "error: --text-steps needs a stage with gradients, this is --stage bbt.",
+    ),
+    "a rate of a text prompt of zo": (
+        ("--stage", "zo", "--text-prompts", 1, "--text-lr", 0.1),
+        "error: --text-lr needs a stage with gradients, this is --stage zo.",
+    ),
+    "a last stage of less than a population": (
+        ("--stage", "bbt", "--refine-steps", 20),
+        "error: --refine-steps 20: `n_queries` must be 0 or at least 21, the start and one",
     ),
     "no head": (
         ("--stage", "contrastive"),

@@ -219,6 +219,31 @@ def test_a_student_learns_what_the_black_box_says() -> None:
     assert losses[-1] < losses[0] - 0.1
 
 
+def test_a_student_starts_the_same_whatever_else_is_drawn() -> None:
+    """Stages may run in threads, which share PyTorch's own generator."""
+    state = torch.random.get_rng_state()
+    one = _Student(5, 4, 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    for name, weights in _Student(5, 4, 3).state_dict().items():
+        assert torch.equal(weights, one.state_dict()[name])
+
+
+def test_a_student_learns_of_probabilities_of_zero() -> None:
+    """A function that underflows says -inf; nothing that is learnt from it is NaN."""
+
+    def sure(rows: NDArray[np.float32], examples: Sequence[Example]) -> NDArray[np.float64]:
+        found = bowl(rows, examples)
+        return np.where(found > np.log(0.5), 0.0, -np.inf)
+
+    model = BlackBoxModel(sure, TABLE, ["no", "yes"], name="sure")
+    split = model.encode(EXAMPLES)
+    assert model.log_probs(model.start([[5, 6, 7]], split), split).isfinite().all()
+    stage = distilled(gd_weight=1.0, min_agreement=0.0).with_budget(31)
+    result, seen = run_on(model, stage)
+    assert np.isfinite([*seen, result.best.loss]).all()
+
+
 def test_a_student_that_does_not_agree_is_left_out_and_the_log_says_so() -> None:
     """Once a stage. The only agreement that counts is with prompts that it has not seen."""
     # A student cannot agree on what is no label: the black box changes its mind at every query.

@@ -146,6 +146,20 @@ def test_it_is_the_whole_model_on_real_tokens(family: str, words: str, kind: str
         torch.testing.assert_close(rows.grad, expected[name].grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("words", WORDS)
+def test_padding_pushes_no_text_out_of_a_layers_window(words: str) -> None:
+    """A short text beside one that is longer than the window of some layers."""
+    model = classifier("gemma3", words, max_length=30)
+    texts = ["bread wolf", "the saw " * 10, "bread", "some water"]
+    examples = [Example(text, 0) for text in texts]
+    split = model.encode(examples)
+    assert len(IDS[0]) + min(split.lengths) < GEMMA["sliding_window"] < max(split.lengths) + 3
+    prompt = model.start(IDS, split)
+    expected = slowly(model, examples, prompt.words())
+    found = model.log_probs(prompt, split)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
 def log_probs_of(model: CausalLMClassifier, split: Split) -> Tensor:
     return model.log_probs(model.start(IDS, split), split)
 
@@ -232,6 +246,22 @@ def test_a_long_text_is_cut_and_the_template_is_not() -> None:
     assert model.log_probs(prompt, split).isfinite().all()
 
 
+def test_a_text_of_characters_of_many_tokens_is_cut_to_the_room_that_is_there() -> None:
+    """A character that is cut in two would be all of its tokens again."""
+    tokenizer = byte_level_bpe()
+    config = COMMON | SPECIAL_IDS | {"vocab_size": len(tokenizer)}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**config))
+    for n_before in range(4):
+        made = CausalLMClassifier(
+            Pretrained.of(model, tokenizer), ["topic", "answer"], max_virtual_tokens=4
+        )
+        text = "." * n_before + "日本語" * 40
+        split = made.encode([Example(text, 0)])
+        assert made.log_probs(made.start([IDS[0]], split), split).isfinite().all()
+        room = made._n_positions - made.placement.max_virtual_tokens - made._n_further
+        assert room - 3 <= split.lengths[0] <= room
+
+
 def test_both_texts_of_a_pair_are_read() -> None:
     model = classifier(template="{text} and {text_pair} it was")
     one, two = (model.encode([Example("bread", 0, text)]) for text in ("wolf", "saw"))
@@ -284,6 +314,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"verbalizers": {**WORDS["several"], "food": ["xyz"]}},
         "'xyz' behind the template '{text} It was' is the tokens .*UNK.*: name another",
     ),
+    "no length": ({"max_length": 1}, "`max_length` must be at least 2, got 1"),
     "no room": (
         {"max_virtual_tokens": 36},
         "36 for the prompt and 5 for the template and its words",

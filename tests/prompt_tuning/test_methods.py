@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from optuna_llm_catalyst.prompt_tuning import ContrastiveStage
 from optuna_llm_catalyst.prompt_tuning import GradientStage
 from optuna_llm_catalyst.prompt_tuning import Pretrained
 from optuna_llm_catalyst.prompt_tuning import SequenceClassifier
@@ -37,6 +39,7 @@ from .test_causal_lm import classifier as causal_lm
 from .test_families import bert
 from .test_families import COMMON
 from .test_families import make
+from .test_masked_lm import classifier as masked_lm
 from .test_stages import assert_bit_identical
 from .test_stages import assert_same_prompt
 from .tiny import LABELS
@@ -49,6 +52,7 @@ METHODS: dict[str, Stage] = {
     "gradient": GradientStage(
         n_steps=5, lr=0.02, gate_lr=0.01, head_lr=0.01, batch_size=5, eval_every=2
     ),
+    "contrastive": ContrastiveStage(n_steps=5, lr=0.02, gate_lr=0.01, batch_size=8, eval_every=2),
     "black box": BlackBoxStage(
         n_queries=42, population_size=4, intrinsic_dim=6, alpha=0.5, eval_every=16
     ),
@@ -76,7 +80,12 @@ KINDS: dict[str, PromptKind] = {
         TwoSidedLowRankPrompt(rank=2, hidden=5),
     )
 }
-MODELS: dict[str, Callable[..., TaskModel]] = {**TASK_MODELS, "causal": causal_lm}
+BY_GRADIENTS = ("gradient", "contrastive")
+MODELS: dict[str, Callable[..., TaskModel]] = {
+    **TASK_MODELS,
+    "causal": causal_lm,
+    "masked": masked_lm,
+}
 ROWS = [
     row
     for row in product(METHODS, KINDS, TASK_MODELS)
@@ -85,15 +94,27 @@ ROWS = [
         not row[1].startswith("two-sided")
         or (row[2] == "dual" and row[0] in ("gradient", "black box"))
     )
-    and (row[0] == "gradient" or not KINDS[row[1]].needs_gradient)
+    and (row[0] in BY_GRADIENTS or not KINDS[row[1]].needs_gradient)
+    and (row[0] != "contrastive" or row[2] == "sequence")
 ] + [
     ("gradient", "deep", "causal"),
     ("gradient", "lowrank", "causal"),
     ("black box", "soft", "causal"),
+    ("distilled", "soft", "causal"),
+    ("conservative", "soft", "causal"),
+    ("gradient", "soft", "masked"),
+    ("black box", "deep", "masked"),
+    ("distilled", "soft", "masked"),
+    ("plain zeroth order", "soft", "masked"),
 ]
-each_row = pytest.mark.parametrize(
-    ("method", "kind", "model_name"), ROWS, ids=["-".join(row) for row in ROWS]
-)
+
+
+def each_of(rows: Sequence[tuple[str, str, str]]) -> pytest.MarkDecorator:
+    names = ("method", "kind", "model_name")
+    return pytest.mark.parametrize(names, rows, ids=["-".join(row) for row in rows])
+
+
+each_row = each_of(ROWS)
 
 
 class Ground:
@@ -196,6 +217,7 @@ def test_a_stage_spends_no_more_than_its_budget(method: str, kind: str, model_na
 
 SPENT: dict[str, Callable[[int, int], int]] = {
     "gradient": lambda budget, n_tensors: budget,
+    "contrastive": lambda budget, n_tensors: budget,
     "black box": lambda budget, n_tensors: 1 + (budget - 1) // 4 * 4 if budget else 0,
     "distilled": lambda budget, n_tensors: 1 + (budget - 1) // 4 * 4 if budget else 0,
     "plain zeroth order": lambda budget, n_tensors: budget // 2 * 2,
@@ -212,7 +234,8 @@ def test_a_stage_stops_where_its_observer_says(method: str, kind: str, model_nam
     assert_bit_identical(seen, all_seen[:2])
 
 
-@each_row
+# The contrastive loss is another than that of the labels: test_contrastive.py lowers it.
+@each_of([row for row in ROWS if row[0] != "contrastive"])
 def test_training_lowers_the_training_loss(method: str, kind: str, model_name: str) -> None:
     ground = Ground(kind, model_name)
     ground.validation = ground.train
@@ -223,14 +246,14 @@ def test_training_lowers_the_training_loss(method: str, kind: str, model_name: s
 @each_row
 def test_a_head_is_trained_with_gradients_only(method: str, kind: str, model_name: str) -> None:
     ground, _, seen, passes = whole_run(method, kind, model_name)
-    needs_gradient = method == "gradient"
+    needs_gradient = method in BY_GRADIENTS
     for name, tensor in seen[-1].prompt.head.items():
         assert torch.equal(tensor, ground.start.head[name]) == (not needs_gradient)
     assert (passes.backward > 0) == needs_gradient
     assert passes.forward > 0
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "gradient"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in BY_GRADIENTS])
 @pytest.mark.parametrize("model_name", TASK_MODELS)
 def test_no_gradient_is_asked_of_a_black_box(
     method: str, model_name: str, monkeypatch: pytest.MonkeyPatch

@@ -27,6 +27,7 @@ from optuna_llm_catalyst.prompt_tuning.prompts import TwoSidedPrompt
 from optuna_llm_catalyst.prompt_tuning.stage_records import StageRecord
 from optuna_llm_catalyst.prompt_tuning.stages import Run
 from optuna_llm_catalyst.prompt_tuning.text_prompts import choose
+from optuna_llm_catalyst.prompt_tuning.text_prompts import LaterTexts
 from optuna_llm_catalyst.prompt_tuning.text_prompts import Reading
 
 from .tiny import hard
@@ -139,6 +140,14 @@ def test_plain_texts_by_default(store: Store) -> None:
 def test_other_ways_to_read_later_texts_are_refused(store: Store) -> None:
     with pytest.raises(ValueError, match="`later_texts` must be .* got 'both'"):
         two_sided(store, later_texts="both")
+
+
+@pytest.mark.parametrize("later_texts", ["turns", "prompted"])
+def test_a_text_prompt_in_every_stage_is_refused_under_a_kept_one(
+    store: Store, later_texts: LaterTexts
+) -> None:
+    with pytest.raises(ValueError, match="two-sided trains a prompt before texts in every"):
+        two_sided(store, later_texts=later_texts, prompt_kind=TwoSidedPrompt())
 
 
 def test_prompted_texts_only(store: Store) -> None:

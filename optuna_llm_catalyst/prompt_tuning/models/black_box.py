@@ -155,6 +155,8 @@ class BlackBoxModel:
             )
         if not np.allclose(np.exp(found).sum(-1), 1, atol=_TOLERANCE):
             raise ModelError(f"{self.name} gave log-probabilities that do not sum to 1.")
+        # A probability of 0 would make losses infinite, and what is learnt from them NaN.
+        found = np.maximum(found, np.log(np.finfo(np.float32).tiny))
         meter.count(self, len(rows) * len(examples))
         return torch.tensor(found)  # A copy: the function may use its array again.
 

@@ -20,6 +20,7 @@ from optuna_llm_catalyst.prompt_tuning.models import templates
 from optuna_llm_catalyst.prompt_tuning.models import tokens
 from optuna_llm_catalyst.prompt_tuning.models.continuation import check_causal
 from optuna_llm_catalyst.prompt_tuning.models.continuation import read_on
+from optuna_llm_catalyst.prompt_tuning.models.continuation import window_of
 from optuna_llm_catalyst.prompt_tuning.models.label_words import LabelWordsClassifier
 from optuna_llm_catalyst.prompt_tuning.models.lm_head import WordHead
 from optuna_llm_catalyst.prompt_tuning.models.templates import Verbalizers
@@ -117,6 +118,8 @@ class CausalLMClassifier(LabelWordsClassifier):
         Without a prompt these are the hidden states at the texts' ends: (1, b, d).
         """
         reads_on = prompt is not None and self._n_further > 0
+        if prompt is not None and reads_on and self._hides_texts(batch, prompt):
+            return self._by_length(batch, prompt, side)
         output, mask = self._forward(batch, prompt, side, use_cache=reads_on)
         rows = torch.arange(len(mask), device=mask.device)
         hidden: Tensor = output.last_hidden_state[rows, mask.sum(1) - 1]  # (P*b, d)
@@ -128,6 +131,21 @@ class CausalLMClassifier(LabelWordsClassifier):
             logits = self._with_further(first, mask, output.past_key_values) / self._n_tokens
         scores: Tensor = logits @ self._means  # (P*b, C)
         return scores.view(-1, len(batch), len(self.labels))
+
+    def _hides_texts(self, batch: Split, prompt: Prompt) -> bool:
+        """Whether padding between a text and a word pushes the text out of a layer's window."""
+        window = window_of(self.encoder)
+        longest = prompt.words().shape[1] + max(batch.lengths) + self._n_further
+        return window is not None and longest > window and len(set(batch.lengths)) > 1
+
+    def _by_length(self, batch: Split, prompt: Prompt, side: Side) -> Tensor:
+        """The same scores, from passes over texts of one length, which have no padding."""
+        groups: dict[int, list[int]] = {}
+        for i, length in enumerate(batch.lengths):
+            groups.setdefault(length, []).append(i)
+        parts = [self._pass(batch.select(rows), prompt, side) for rows in groups.values()]
+        order = torch.tensor([i for rows in groups.values() for i in rows], device=self.device)
+        return torch.cat(parts, 1)[:, order.argsort()]
 
     def _with_further(self, first: Tensor, mask: Tensor, cache: object) -> Tensor:
         """Log-probabilities of whole words, (N, W), of those of their first tokens."""

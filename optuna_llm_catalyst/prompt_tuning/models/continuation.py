@@ -40,6 +40,16 @@ def read_on(encoder: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor
     return hidden
 
 
+def window_of(encoder: nn.Module) -> int | None:
+    """How many tokens some layers see back, padding included; None if all see everything."""
+    config: Any = encoder.config
+    config = config.get_text_config()
+    if "sliding_attention" not in (getattr(config, "layer_types", None) or ["sliding_attention"]):
+        return None
+    window: int | None = getattr(config, "sliding_window", None)
+    return window
+
+
 @torch.no_grad()
 def check_causal(encoder: nn.Module, *, reads_on: bool) -> None:
     """Raises unless a model reads from left to right and, where it must, on from a cache.

@@ -9,6 +9,7 @@ import json
 import torch
 import torch.nn.functional as F
 
+from optuna_llm_catalyst.exceptions import check_at_least
 from optuna_llm_catalyst.prompt_tuning.data import Example
 from optuna_llm_catalyst.prompt_tuning.models import templates
 from optuna_llm_catalyst.prompt_tuning.models.encoder import PromptedEncoder
@@ -73,6 +74,7 @@ class LabelWordsClassifier(PromptedEncoder):
         described = json.dumps([template, sorted(self.verbalizers.items())])
         self.fingerprint += f":{hashlib.sha256(described.encode()).hexdigest()[:8]}"
         self.placement = self._placed(("texts",), max_virtual_tokens)
+        check_at_least(2, max_length=max_length)  # One token of each text of a pair.
         self._text_room = min(max_length, self._free_positions())
 
     def _ids_of(self, word: str) -> list[int]:

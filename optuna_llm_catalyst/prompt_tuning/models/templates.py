@@ -85,7 +85,11 @@ def filled(template: str, example: Example, tokenizer: Any, room: int, **fields:
 
 
 def _cut(text: str, tokenizer: Any, n_tokens: int) -> str:
-    """The start of a text, of so many tokens."""
+    """The start of a text, of so many tokens at most.
+
+    It ends where the first token that has no room starts: of a character that is several tokens
+    nothing stays if not all of it has room.
+    """
     found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ends = [end for _, end in found["offset_mapping"]]
-    return text if len(ends) <= n_tokens else text[: ends[n_tokens - 1]]
+    starts = [start for start, _ in found["offset_mapping"]]
+    return text if len(starts) <= n_tokens else text[: starts[n_tokens]].rstrip()

@@ -104,16 +104,25 @@ class _GuidedSearch(Search):
             self._best = points[losses.index(self._best_loss)]
 
 
+def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    """A layer with the start that PyTorch gives one, from a generator of its own."""
+    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")
+    for weights in layer.parameters():
+        nn.init.uniform_(weights, -(n_in**-0.5), n_in**-0.5, generator=generator)
+    return layer
+
+
 class _Student(nn.Module):
     """A network from points (P, k) to log-probabilities of the training examples (P, B, C)."""
 
     def __init__(self, k: int, n_examples: int, n_labels: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self._layers = nn.Sequential(
-                nn.Linear(k, _WIDTH), nn.Tanh(), nn.Linear(_WIDTH, n_examples * n_labels)
-            )
+        generator = torch.Generator().manual_seed(0)  # Its own: stages may run in threads.
+        self._layers = nn.Sequential(
+            _linear(k, _WIDTH, generator),
+            nn.Tanh(),
+            _linear(_WIDTH, n_examples * n_labels, generator),
+        )
         self._shape = (n_examples, n_labels)
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._optimizer = torch.optim.Adam(self.parameters(), lr=_LEARNING_RATE)

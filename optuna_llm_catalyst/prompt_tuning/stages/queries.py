@@ -62,7 +62,7 @@ def evaluated(
             if spent == last or spent - now.step >= eval_every:
                 now = run.evaluate(prompt, spent)
                 best = now if run.is_better(now, best) else best
-                stopped = run.observe(now) or is_over(now)
-            if stopped:
-                break
+                stopped = run.observe(now)
+                if stopped or is_over(now):
+                    break
     return StageResult(best, spent, stopped)
