@@ -12,6 +12,10 @@ from torch import Tensor
 from optuna_llm_catalyst.exceptions import first_line
 
 
+#: Names in configs of how far back some layers see: Gemma 3 and Mistral, Llama 4, GPT-Neo.
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+
+
 def read_on(encoder: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Hidden states of ``K`` continuations of each of ``N`` prefixes, ``(N*K, m, d)``.
 
@@ -41,13 +45,10 @@ def read_on(encoder: nn.Module, ids: Tensor, mask: Tensor, cache: Any) -> Tensor
 
 
 def window_of(encoder: nn.Module) -> int | None:
-    """How many tokens some layers see back, padding included; None if all see everything."""
+    """How many tokens its layers see back at least, padding included; None for all of them."""
     config: Any = encoder.config
-    config = config.get_text_config()
-    if "sliding_attention" not in (getattr(config, "layer_types", None) or ["sliding_attention"]):
-        return None
-    window: int | None = getattr(config, "sliding_window", None)
-    return window
+    sizes = (getattr(config.get_text_config(), name, None) for name in _WINDOWS)
+    return min((size for size in sizes if isinstance(size, int)), default=None)
 
 
 @torch.no_grad()
