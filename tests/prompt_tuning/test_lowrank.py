@@ -200,7 +200,8 @@ def test_other_inputs_have_other_virtual_tokens(model_name: str) -> None:
     assert result.best.loss < before
     own = own_split(model, split)
     [tokens] = result.best.prompt.layers(model.placement.sides[0], own.select([0, 1, 0])).values()
-    assert torch.equal(tokens[:, 0], tokens[:, 2])
+    # But for rounding, which may depend on a row's place in a batch.
+    torch.testing.assert_close(tokens[:, 0], tokens[:, 2], rtol=0, atol=1e-5)
     assert not torch.allclose(tokens[:, 0], tokens[:, 1])
     assert all(torch.equal(tensor, weights[n]) for n, tensor in encoder.state_dict().items())
     assert all(weight.grad is None for weight in encoder.parameters())
