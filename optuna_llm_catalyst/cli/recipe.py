@@ -92,8 +92,11 @@ def _check_gradients(options: TuneOptions) -> None:
         "--text-steps": options.text_steps is not None,
         "--text-lr": options.text_lr != TuneOptions.text_lr,
     }
-    for name in (name for name, is_given in given.items() if is_given):
-        raise UserError(f"{name} needs a stage with gradients, this is --stage {options.stage}.")
+    for name, is_given in given.items():
+        if is_given:
+            raise UserError(
+                f"{name} needs a stage with gradients, this is --stage {options.stage}."
+            )
     if options.stage != "zo" and options.lr is not None:
         raise UserError(f"--stage {options.stage} has no learning rate: leave --lr out.")
 

@@ -106,6 +106,14 @@ class Split:
         for start in range(0, n, size):
             yield list(order[start : start + size])
 
+    def in_parts(self, batches: Sequence[Sequence[int]], run: Callable[[Split], Tensor]) -> Tensor:
+        """What ``run`` gives for batches of all examples, (P, b, ·), in the examples' order."""
+        if len(batches) == 1:
+            return run(self)
+        parts = [run(self.select(batch)) for batch in batches]
+        order = torch.tensor([i for batch in batches for i in batch], device=self.labels.device)
+        return torch.cat(parts, dim=1)[:, order.argsort()]
+
 
 def _rows(encodings: Callable[[], Tensor], index: Tensor) -> Tensor:
     return encodings()[index]

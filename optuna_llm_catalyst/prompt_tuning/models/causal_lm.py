@@ -143,9 +143,8 @@ class CausalLMClassifier(LabelWordsClassifier):
         groups: dict[int, list[int]] = {}
         for i, length in enumerate(batch.lengths):
             groups.setdefault(length, []).append(i)
-        parts = [self._pass(batch.select(rows), prompt, side) for rows in groups.values()]
-        order = torch.tensor([i for rows in groups.values() for i in rows], device=self.device)
-        return torch.cat(parts, 1)[:, order.argsort()]
+        rows = list(groups.values())
+        return batch.in_parts(rows, lambda part: self._pass(part, prompt, side))
 
     def _with_further(self, first: Tensor, mask: Tensor, cache: object) -> Tensor:
         """Log-probabilities of whole words, (N, W), of those of their first tokens."""

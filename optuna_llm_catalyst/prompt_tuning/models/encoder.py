@@ -154,14 +154,10 @@ class PromptedEncoder:
         """
         n_prompts = 1 if prompt is None else len(prompt)
         batches = list(split.batches(max(1, max_sequences // n_prompts)))
-        parts = [
-            torch.cat([self._pass(batch, some, side) for some in _groups(prompt, max_sequences)])
-            for batch in (split if len(b) == len(split) else split.select(b) for b in batches)
-        ]  # Each (P, b, d).
-        if len(parts) == 1:
-            return parts[0]
-        order = torch.tensor([i for batch in batches for i in batch], device=self.device)
-        return torch.cat(parts, dim=1)[:, order.argsort()]
+        groups = list(_groups(prompt, max_sequences))
+        return split.in_parts(
+            batches, lambda batch: torch.cat([self._pass(batch, some, side) for some in groups])
+        )
 
     def _pass(self, batch: Split, prompt: Prompt | None, side: Side) -> Tensor:
         """One forward pass over a batch under some prompts, pooled: (P, b, d)."""
